@@ -6,6 +6,7 @@
 
 from finetune_api.vocabulary import GgufType
 from finetune_trainer.model.family_table import LANGUAGE_MODEL, ModelFamily, model_families
+from finetune_trainer.model.multimodal import LANGUAGE_MODEL_AT
 
 HEAD = """# Model families
 
@@ -40,6 +41,16 @@ Types whose language model is of another type: its row holds.
 | model type | language model |
 |---|---|
 """
+MULTIMODAL = """
+## Checkpoints that also read images or sound
+
+Checkpoints of these types train their language model on text; all else stays as it is, byte for byte. The row of the
+language model's type holds. Every type was compared with the whole checkpoint: on text, logits are equal to the bit.
+Other types are refused: of Aya Vision and Command A Vision, transformers scales the logits of the language model alone
+and not those of the whole.
+
+{types}.
+"""
 REFUSED = """
 ## Refused
 
@@ -67,7 +78,9 @@ def page() -> str:
 
     wrapped = [f"| {name} | {model_type} |" for name, model_type in inner.items()]
     others = [f"| {name} | {_cell(why)} |" for name, why in refused.items() if name not in inner]
-    return head + "\n".join(rows) + "\n" + WRAPPED + "\n".join(wrapped) + "\n" + REFUSED + "\n".join(others) + "\n"
+    multimodal = MULTIMODAL.format(types=", ".join(sorted(LANGUAGE_MODEL_AT)))
+    parts = (head + "\n".join(rows), WRAPPED + "\n".join(wrapped), multimodal + REFUSED + "\n".join(others))
+    return "\n".join(parts) + "\n"
 
 
 def _row(name: str, family: ModelFamily) -> str:

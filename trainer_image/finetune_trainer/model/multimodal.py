@@ -13,16 +13,18 @@ from typing import Any
 
 from finetune_trainer.model.safetensors_header import TensorHeader
 
-_USUAL, _OF_LLAMA4 = "model.language_model.", "language_model.model."
+_USUAL, _OF_LLAMA4, _OF_IDEFICS = "model.language_model.", "language_model.model.", "model.text_model."
 LANGUAGE_MODEL_AT: dict[str, str] = {
     **dict.fromkeys(
         (
-            "gemma3", "gemma3n", "gemma4", "glm46v", "glm4v", "glm4v_moe", "mistral3", "qwen2_5_vl", "qwen2_vl",
-            "qwen3_5", "qwen3_5_moe", "qwen3_vl",
+            "exaone4_5", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "glm46v", "glm4v", "glm4v_moe", "internvl",
+            "lfm2_vl", "llava", "llava_next", "llava_onevision", "minicpmv4_6", "minicpmv4_7", "mistral3",
+            "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
         ),
         _USUAL,
     ),
     "llama4": _OF_LLAMA4,
+    **dict.fromkeys(("idefics3", "smolvlm"), _OF_IDEFICS),
 }  # fmt: skip
 """`model_type` of a checkpoint -> the place of its language model in transformers' class, by which adapters name their
 layers."""
@@ -36,11 +38,15 @@ PLAIN_TYPES = {
 }
 """`model_type` of a text section without a causal class of its own -> the family that computes the same on text."""
 
-_PREFIXES = {_OF_LLAMA4: "model.", _USUAL: "model.", "language_model.lm_head": "lm_head", "lm_head": "lm_head"}
+_PREFIXES = {
+    **dict.fromkeys((_OF_LLAMA4, _USUAL, _OF_IDEFICS), "model."),
+    "language_model.lm_head": "lm_head",
+    "lm_head": "lm_head",
+}
 """Beginning of a name in the files of a checkpoint -> that in the files of its language model alone."""
 _UNPREFIXED = ("model.layers.", "model.embed_tokens.", "model.norm.", "lm_head.")
 """Beginnings in older checkpoints, Qwen2-VL's and Qwen2.5-VL's, whose language model has no prefix."""
-PREFIXES = (_OF_LLAMA4, _USUAL, "model.layers.")
+PREFIXES = (_OF_LLAMA4, _USUAL, _OF_IDEFICS, "model.layers.")
 """Beginnings of the names of a language model's layers, for people."""
 
 
@@ -57,7 +63,7 @@ def what_it_reads(config: Mapping[str, Any]) -> str:
 
 def language_model_names(names: Collection[str]) -> dict[str, str]:
     """Names in the files -> names in the language model alone, for the tensors that belong to it."""
-    has_prefix = any(name.startswith((_OF_LLAMA4, _USUAL)) for name in names)
+    has_prefix = any(name.startswith((_OF_LLAMA4, _USUAL, _OF_IDEFICS)) for name in names)
     if not has_prefix:
         return {name: name for name in names if name.startswith(_UNPREFIXED)}
 

@@ -29,6 +29,9 @@ _SIGLIP = {
 _QWEN_TOWER = {"depth": 1, "hidden_size": 64, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 256}
 _QWEN3_TOWER = _QWEN_TOWER | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
 _PIXTRAL = _SIGLIP | {"head_dim": 32}
+_CLIP = _SIGLIP | {"model_type": "clip_vision_model", "projection_dim": 64}
+_LLAVA = {"image_token_index": 500, "tie_word_embeddings": False}
+_GRID = {"image_grid_pinpoints": [[28, 28]]}
 _OUTER = {"image_token_id": 500, "video_token_id": 501, "vision_start_token_id": 502, "vision_end_token_id": 503}
 _MISTRAL = {"image_token_index": 500, "spatial_merge_size": 1, "tie_word_embeddings": False}
 _GEMMA = {"sliding_window": 64, "query_pre_attn_scalar": _HEAD, "tie_word_embeddings": True}
@@ -39,7 +42,8 @@ def _mrope(*sections: int, **other: Any) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections), **other}
 
 
-TRAINED = ("gemma3", "gemma4", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3", "ministral3", "llama4", "glm4v")
+TRAINED = ("gemma3", "gemma4", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3", "ministral3", "llama4", "glm4v",
+           "smolvlm")  # fmt: skip
 """Those that tests train; the others only differ from one of them in what is not trained, or in their experts."""
 MULTIMODAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "gemma3": ("gemma3", {"model_type": "gemma3_text", **_GEMMA}, _SIGLIP, {"mm_tokens_per_image": 4}),
@@ -126,6 +130,36 @@ MULTIMODAL |= {
                                     "shared_expert_intermediate_size": 64},
         *MULTIMODAL["qwen3_5"][2:],
     ),
+    "exaone4_5": (
+        "exaone4_5", {"model_type": "exaone4", "sliding_window": None, "layer_types": ["full_attention"] * 2},
+        _QWEN_TOWER, {"image_token_id": 500, "video_token_id": 501},
+    ),
+    "gemma4_unified": (
+        "gemma4_unified",
+        {"model_type": "gemma4_unified_text", "layer_types": ["sliding_attention", "full_attention"],
+         "sliding_window": 64, "tie_word_embeddings": True},
+        {}, {},
+    ),
+    "idefics3": ("idefics3", {"model_type": "llama"}, _SIGLIP, {"image_token_id": 500, "tie_word_embeddings": False}),
+    "internvl": (
+        "internvl", {"model_type": "qwen3"}, _SIGLIP | {"image_size": [28, 28], "patch_size": [14, 14]},
+        {"image_token_id": 500, "tie_word_embeddings": False},
+    ),
+    "lfm2_vl": (
+        "lfm2_vl", {"model_type": "lfm2", "layer_types": ["conv", "full_attention"], "block_multiple_of": 64},
+        _SIGLIP | {"model_type": "siglip2_vision_model", "num_patches": 16}, {"image_token_id": 500},
+    ),
+    "llava": ("llava", {"model_type": "llama"}, _CLIP, _LLAVA),
+    "llava_next": ("llava_next", {"model_type": "mistral"}, _CLIP, _LLAVA | _GRID),
+    "llava_onevision": (
+        "llava_onevision", {"model_type": "qwen2"}, _SIGLIP | {"model_type": "siglip_vision_model"},
+        _LLAVA | _GRID | {"video_token_index": 501},
+    ),
+    **{
+        name: (name, MULTIMODAL["qwen3_5"][1] | {"model_type": "qwen3_5_text"}, _SIGLIP, {"image_token_id": 500})
+        for name in ("minicpmv4_6", "minicpmv4_7")
+    },
+    "smolvlm": ("smolvlm", {"model_type": "llama"}, _SIGLIP, {"image_token_id": 500, "tie_word_embeddings": False}),
 }  # fmt: skip
 """By name: model type, and what text section, vision section and outer config have of their own."""
 
