@@ -99,7 +99,7 @@ def write_random_weights(
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # Hugging Face
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or parameter.shape[0] == 1:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
         for name in sorted(dict(model.named_buffers()).keys() & model.state_dict().keys()):
             buffer = model.get_buffer(name)  # biases that choose experts, scales of layers

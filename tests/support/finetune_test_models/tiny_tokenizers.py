@@ -50,6 +50,10 @@ _QWEN35 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+_EXAONE_MOE = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _DEEPSEEK3_REST = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -136,6 +140,11 @@ KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
         ("<|endoftext|>", "[gMASK]", "<|user|>", "<|assistant|>", "<|observation|>"), "<|endoftext|>",
         pad="<|endoftext|>",
     ),
+    "solar": ByteLevelKind(
+        "qwen2", _QWEN, "PreTrainedTokenizerFast",
+        ("<unk>", "<|startoftext|>", "<|endoftext|>", "<|im:end|>"), "<|endoftext|>", pad="<|endoftext|>",
+        bos="<|startoftext|>",
+    ),
     "seed": ByteLevelKind(
         "seed-coder", _SEED, "PreTrainedTokenizerFast", ("<seed:bos>", "<seed:pad>", "<seed:eos>"), "<seed:eos>",
         pad="<seed:pad>", bos="<seed:bos>",
@@ -143,6 +152,10 @@ KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
     "qwen-3.5": ByteLevelKind(
         "qwen35", _QWEN35, "Qwen2Tokenizer", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), "<|im_end|>",
         pad="<|endoftext|>", plain=("<tool_call>", "<think>", "</think>"),
+    ),
+    "k-exaone": ByteLevelKind(
+        "exaone-moe", _EXAONE_MOE, "PreTrainedTokenizerFast", ("[PAD]", "[BOS]", "[EOS]", "<|endofturn|>"),
+        "<|endofturn|>", pad="[PAD]", bos="[BOS]", nfc=True,
     ),
     "deepseek-3": ByteLevelKind(
         "deepseek-v3", _DEEPSEEK3, "PreTrainedTokenizerFast",

@@ -29,7 +29,10 @@ def main() -> None:
 def _convert(conversions: list[dict[str, str]]) -> list[str]:
     import convert_hf_to_gguf
     from conversion.base import TextModel
+    from conversion.hunyuan import HunYuanMoEModel
 
+    # It reads Hunyuan A13B's vocabulary from code of the first repository, which had no tokenizer.json.
+    HunYuanMoEModel.set_vocab = TextModel._set_vocab_gpt2
     recognise = TextModel.get_vocab_base_pre
     for each in conversions:
 

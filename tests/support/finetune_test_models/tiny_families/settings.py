@@ -82,6 +82,10 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
         lambda head: _mamba(head) | {"num_local_experts": 4, "shared_intermediate_size": 6 * head},
     ),
     "granitemoe": ("granitemoe", lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "granitemoeshared": (
+        "granitemoeshared",
+        lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 4 * head},
+    ),
     "gpt_oss": (
         "gpt_oss",
         lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": head, "sliding_window": 64},
@@ -93,6 +97,23 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "glm4_moe": ("glm4_moe", lambda head: _routed(head) | {"head_dim": head}),
     "deepseek_v2": ("deepseek_v2", lambda head: _routed(head) | _latent(head)),
     "deepseek_v3": ("deepseek_v3", lambda head: _routed(head) | _latent(head)),
+    "glm4_moe_lite": ("glm4_moe_lite", lambda head: _routed(head) | _latent(head)),
+    "solar_open": ("solar_open", lambda head: _routed(head) | {"head_dim": head}),
+    "dots1": ("dots1", lambda head: _routed(head) | {"norm_topk_prob": True}),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        lambda head: {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 2 * head, "moe_num_shared_experts": 2},
+    ),
+    "hunyuan_moe": ("hunyuan_v1_moe", lambda head: {"num_experts": 4, "moe_topk": 2, "head_dim": head}),
+    "exaone_moe": (
+        "exaone_moe",
+        lambda head: _experts(head) | {"head_dim": head, "sliding_window": 64, "n_group": 1, "topk_group": 1},
+    ),
+    "minimax_m2": (
+        "minimax_m2",
+        lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": head, "rotary_dim": head // 2},
+    ),
+    "lfm2_moe": ("lfm2_moe", lambda head: _experts(head) | {"num_dense_layers": 1}),
     "gemma4": ("gemma4_text", _gemma4),
     "gemma": ("gemma", lambda head: {"tie_word_embeddings": True, "head_dim": head}),
 }

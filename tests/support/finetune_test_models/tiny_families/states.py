@@ -44,4 +44,8 @@ STATES: dict[str, FamilyModel] = {
     "lfm-2": FamilyModel(
         "lfm2", "llama-3", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}
     ),
+    "lfm-2-moe": FamilyModel(
+        "lfm2_moe", "llama-3", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3,
+                                "tie_word_embeddings": True}
+    ),
 }  # fmt: skip

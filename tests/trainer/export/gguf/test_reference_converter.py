@@ -38,6 +38,20 @@ OF_ONE_FAMILY = {
         "expert_weights_norm": "false, as llama.cpp takes a file without it",
     },
     "deepseek-v3": {"expert_gating_func": "as deepseek-v2"},
+    "glm-4.7-flash": GLM | {"expert_gating_func": "as deepseek-v2"},
+    "dots.llm1": {"expert_gating_func": "as deepseek-v2"},
+    "solar-open": {
+        "eot_token_id": "the converter repeats the end of text",
+        "unknown_token_id": "the converter names it, which the tokenizer's settings do not",
+    },
+    "hunyuan-a13b": {
+        "rope.scaling.factor": "one, as llama.cpp takes a file without it",
+        "rope.scaling.original_context_length": "256k, which nothing reads where RoPE is not scaled",
+    },
+    "k-exaone": {
+        "expert_gating_func": "as deepseek-v2",
+        "nextn_predict_layers": "zero, as llama.cpp takes a file without it",
+    },
 }
 """Keys with another value, or none, in one of the files of one family."""
 DEFAULTS = {"rope.freq_base": 10000.0, "add_space_prefix": True, "add_sep_token": False}

@@ -17,6 +17,7 @@ from finetune_test_models.tiny_tokenizers import write_tokenizer
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import ExportError, UnsupportedTokenizerError, UnsupportedTypeError
 from finetune_trainer.export.gguf.conversion import WAY_ON, check_conversion
+from finetune_trainer.export.gguf.experts import DENSE, LAST, LAYER_KINDS
 from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
 
 Config = dict[str, Any]
@@ -83,7 +84,11 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
     for key, value in family.fixed.items():
         yield config | {key: another(value)}, f"but config.json has {key} {another(value)!r}"
 
-    yield with_rope(config, rope_type="dynamic", factor=2.0), "'dynamic'"
+    for key, other in family.same.items():
+        yield config | {key: config[other] // 2}, f"takes {key} and {other} of this architecture to be equal"
+    yield from wrong_experts(config)
+
+    yield with_rope(config, rope_type="dynamic", factor=2.0, alpha=None), "'dynamic'"
     if not family.rope_tensors:
         yield with_rope(config, rope_type="llama3"), "no RoPE scaling 'llama3' for this architecture"
     if not family.scaled_rope:
@@ -102,6 +107,15 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield config | {"layer_types": [WINDOWED] * config["num_hidden_layers"]}, f"{family.windowed_layers} layers"
     elif family.window_period is not None:
         yield config | {"layer_types": [FULL] * config["num_hidden_layers"]}, f"every {family.window_period}th layer"
+
+
+def wrong_experts(config: Config) -> Iterator[tuple[Config, str]]:
+    """Yields the same of layers that have no experts."""
+    if config.get(LAST) is not None:
+        yield config | {LAST: config["num_hidden_layers"] - 2}, f"but config.json has {LAST}"
+    kinds = config.get(LAYER_KINDS)
+    if kinds is not None:
+        yield config | {LAYER_KINDS: [*kinds[:-1], DENSE]}, f"but config.json has {LAYER_KINDS}"
 
 
 def wrong_layer_sizes(config: Config) -> Iterator[tuple[Config, str]]:
@@ -127,6 +141,11 @@ def test_every_setting_that_llama_cpp_hard_codes_is_refused_by_its_name(model_ty
         if said is None or words not in said:
             missed.append((words, said))
     assert missed == []
+
+
+def test_another_number_of_experts_in_each_layer_is_refused(refusal: Check) -> None:
+    said = str(refusal(config_of("hunyuan-a13b", moe_topk=[2, 1])))
+    assert "as many experts in every layer, but config.json has moe_topk [2, 1]" in said
 
 
 def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None:

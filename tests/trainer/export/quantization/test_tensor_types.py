@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, ExpertGatingFuncType, GGMLQuantizationType, GGUFWriter
 
 from finetune_api.vocabulary import GgufType
 from finetune_test_programs.reference_quantizer import quantize_files
@@ -36,7 +36,7 @@ FUSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
 LINEAR_ATTENTION = ("attn_qkv", "attn_gate", "ssm_conv1d", "ssm_alpha", "ssm_beta", "ssm_out")
 SHORT_CONVOLUTION = ("shortconv.in_proj", "shortconv.conv", "shortconv.out_proj")
 MAMBA = ("ssm_in", "ssm_conv1d", "ssm_out")
-HYBRIDS = (MODEL_ARCH.LFM2, MODEL_ARCH.GRANITE_HYBRID)
+HYBRIDS = (MODEL_ARCH.LFM2, MODEL_ARCH.LFM2MOE, MODEL_ARCH.GRANITE_HYBRID)
 """llama.cpp tells the kinds of layers apart by their heads of keys and values."""
 # What stands for attention in three of four layers.
 STATE_LAYERS = {
@@ -45,6 +45,7 @@ STATE_LAYERS = {
     MODEL_ARCH.QWEN35MOE: LINEAR_ATTENTION,
     MODEL_ARCH.LFM2: SHORT_CONVOLUTION,
     MODEL_ARCH.GRANITE_HYBRID: MAMBA,
+    MODEL_ARCH.LFM2MOE: SHORT_CONVOLUTION,
 }
 # architecture, layers, heads, key and value heads, tied: every condition of the rules is met and missed.
 MODELS = [
@@ -96,6 +97,12 @@ MIXTURES = [
     (MODEL_ARCH.LLAMA4, 8, 8, 1, 4),
     (MODEL_ARCH.GLM4_MOE, 8, 8, 1, 4),
     (MODEL_ARCH.QWEN3NEXT, 8, 8, 1, 4),
+    (MODEL_ARCH.DOTS1, 8, 8, 8, 4),
+    (MODEL_ARCH.ERNIE4_5_MOE, 8, 8, 2, 4),
+    (MODEL_ARCH.HUNYUAN_MOE, 8, 8, 2, 4),
+    (MODEL_ARCH.EXAONE_MOE, 8, 8, 1, 4),
+    (MODEL_ARCH.MINIMAXM2, 8, 8, 1, 4),
+    (MODEL_ARCH.LFM2MOE, 8, 8, 2, 4),
     (MODEL_ARCH.QWEN35MOE, 8, 8, 2, 4),
     (MODEL_ARCH.GRANITE_HYBRID, 8, 8, 2, 4),
 ]
@@ -173,9 +180,9 @@ def write_file(
         writer.add_expert_feed_forward_length(512)
         writer.add_expert_shared_feed_forward_length(512)
         writer.add_interleave_moe_layer_step(1)
-    if architecture in (MODEL_ARCH.DEEPSEEK2, MODEL_ARCH.GLM4_MOE):
         writer.add_leading_dense_block_count(0)
         writer.add_expert_shared_count(1)
+        writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
     if architecture is MODEL_ARCH.DEEPSEEK2:
         writer.add_kv_lora_rank(64)
         writer.add_q_lora_rank(64)

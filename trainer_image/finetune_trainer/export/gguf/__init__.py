@@ -7,6 +7,7 @@ conversion.py       everything but the weights, planned; preflight plans the sam
 tensor_names.py     names of the tensors
 tensors.py          the parts that a tensor becomes, and changes of their values
 hyperparameters.py  metadata of the architecture
+experts.py          numbers of experts, and layers without
 layer_sizes.py      sizes that differ between full and windowed layers
 tokenizer.py        vocabulary, merges and scores
 pre_tokenizers.py   llama.cpp's names for word patterns

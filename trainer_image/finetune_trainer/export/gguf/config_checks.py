@@ -9,6 +9,7 @@ from logging import getLogger
 from typing import Any
 
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
+from finetune_trainer.export.gguf.experts import check_layers_without_experts
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.state_layers.metadata import check_state_layers
 
@@ -66,9 +67,11 @@ def check_settings(family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Raise UnsupportedArchitectureError if a setting in the full `config` has no equal in llama.cpp."""
     _check_activation(family, config)
     _check_fixed(family, config)
+    _check_same(family, config)
     _check_attention_scale(family, config)
     _check_windows(family, config)
     check_state_layers(family, config)
+    check_layers_without_experts(family, config)
 
 
 def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:
@@ -96,6 +99,15 @@ def _check_fixed(family: GgufFamily, config: Mapping[str, Any]) -> None:
             raise UnsupportedArchitectureError(
                 f"llama.cpp leaves RoPE out of every {period}th layer of this architecture, but config.json has "
                 f"no_rope_layers {layers}: export without GGUF"
+            )
+
+
+def _check_same(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    for key, other in family.same.items():
+        if config[key] != config[other]:
+            raise UnsupportedArchitectureError(
+                f"llama.cpp takes {key} and {other} of this architecture to be equal, but config.json has "
+                f"{config[key]!r} and {config[other]!r}: export without GGUF"
             )
 
 

@@ -75,10 +75,15 @@ class GgufFamily:
     """The context length before scaling is always written."""
     scaled_rope: bool = True
     """False: llama.cpp is told that RoPE is never scaled."""
+    stretched_rope: bool = False
+    """A RoPE scaling `dynamic` that has an `alpha` stretches the base frequency once and for all (Hunyuan)."""
     feed_forward: str = "intermediate_size"
     """The setting that has the width of MLPs outside experts."""
     cut_ramp: bool = True
     """False: a YaRN ramp that transformers does not truncate is accepted, although llama.cpp truncates it."""
+    leading_dense: bool = False
+    """llama.cpp is told how many of the first layers have no experts; False: every layer has, or config.json says
+    otherwise which."""
     layer_sizes: bool = False
     """Full and windowed layers differ in the sizes of their heads (Gemma 4)."""
     tokenizer: str = "llama"
@@ -113,3 +118,5 @@ class GgufFamily:
     """Method of GGUFWriter -> a value that all models of the family have."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Settings of config.json whose value llama.cpp hard-codes, with that value."""
+    same: Mapping[str, str] = field(default_factory=dict)
+    """Settings of config.json that llama.cpp takes to be equal to another one, with that one's name."""

@@ -1,10 +1,12 @@
 """The architecture part of a GGUF file's metadata, from the Hugging Face config."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from gguf import GGUFType, GGUFWriter
 
+from finetune_trainer.export.gguf.experts import add_experts
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.layer_sizes import add_layer_sizes, mlp_width_of_layers
 from finetune_trainer.export.gguf.rope.metadata import add_rope_metadata, rotated_dimensions
@@ -31,7 +33,7 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     # Latent attention has one key and value head, which every query head reads.
     writer.add_head_count_kv(1 if family.latent_attention else count_kv_heads(family, config))
     _add_epsilons(writer, config)
-    _add_experts(writer, config)
+    add_experts(writer, family, config)
     writer.add_vocab_size(config["vocab_size"])
 
     # llama.cpp assumes hidden / heads where the head size is not written.
@@ -81,28 +83,6 @@ def _add_latent_sizes(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_value_length_mla(config["v_head_dim"])
 
 
-EXPERT_COUNTS = (
-    ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts")),
-    ("expert_used_count", ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")),
-    ("expert_group_count", ("n_group",)),
-    ("expert_group_used_count", ("topk_group",)),
-)
-"""Methods of GGUFWriter for mixtures of experts, with the names that config.json has for what they write."""
-
-
-def count_experts(config: Mapping[str, Any]) -> int:
-    """Experts of a layer; 0 for a model without."""
-    names = EXPERT_COUNTS[0][1]
-    return next((int(config[name]) for name in names if config.get(name)), 0)
-
-
-def _add_experts(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
-    for add, names in EXPERT_COUNTS:
-        found = next((config[name] for name in names if config.get(name) is not None), None)
-        if found is not None:
-            getattr(writer, f"add_{add}")(found)
-
-
 def _add_epsilons(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
     for names, add in ((RMS_EPSILONS, writer.add_layer_norm_rms_eps), (MEAN_EPSILONS, writer.add_layer_norm_eps)):
         found = next((config[name] for name in names if config.get(name) is not None), None)
@@ -116,6 +96,8 @@ def _add_settings(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, A
         value = config.get(key, config["rope_parameters"].get(key))
         if value is not None:
             getattr(writer, f"add_{written}")(value)
+    for written, names in family.products.items():
+        getattr(writer, f"add_{written}")(math.prod(config[name] for name in names))
     for written, value in family.constants.items():
         getattr(writer, f"add_{written}")(value)
 

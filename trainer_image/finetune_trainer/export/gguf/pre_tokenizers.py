@@ -33,6 +33,11 @@ QWEN35_PATTERN = (
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
 )
+EXAONE_MOE_PATTERN = (
+    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+"""Words of letters with single spaces between them, so that a token may be several words."""
 DEEPSEEK3_PATTERNS = (
     r"\p{N}{1,3}",
     "[一-龥\u3040-ゟ゠-ヿ]+",
@@ -56,6 +61,7 @@ NAMES: dict[tuple[str, ...], str] = {
     (GPT4O_PATTERN,): "gpt-4o",
     (SEED_PATTERN,): "seed-coder",
     (QWEN35_PATTERN,): "qwen35",
+    (EXAONE_MOE_PATTERN,): "exaone-moe",
     DEEPSEEK3_PATTERNS: "deepseek-v3",
 }
 

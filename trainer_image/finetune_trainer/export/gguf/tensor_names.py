@@ -14,6 +14,8 @@ from finetune_trainer.export.gguf.family_row import GgufFamily, Split
 COMPUTED_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attention\.masked_bias|self_attn\.bias)$")
 LAYER = re.compile(r"(?:model|backbone)\.layers\.(\d+)\.")
 OUTPUT_HEAD = "lm_head.weight"
+DRAFTING = ("mtp.", "model.mtp_")
+"""Beginnings of the names of layers that draft more tokens at once, where they stand apart (Qwen, Ernie 4.5)."""
 STACKED = re.compile(r"\.(experts|norms)\.(\d+)\.")
 """Experts, and norms of single heads, are stored one by one, and stacked in GGUF."""
 SPELLINGS = {
@@ -69,7 +71,7 @@ class TensorNames:
         # apart); transformers drops them, too.
         layer = LAYER.match(name)
         is_left_out = (
-            COMPUTED_BUFFERS.search(name) or name.startswith("mtp.") or name.endswith(tuple(self._family.arrays))
+            COMPUTED_BUFFERS.search(name) or name.startswith(DRAFTING) or name.endswith(tuple(self._family.arrays))
         )
         is_left_out = is_left_out or (layer is not None and int(layer[1]) >= self._layers)
         if is_left_out or (self._is_tied and name == OUTPUT_HEAD):

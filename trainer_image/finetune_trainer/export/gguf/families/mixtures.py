@@ -20,15 +20,23 @@ _LATENT_SPLIT = Split(
 _ROUTED = {
     "moe_intermediate_size": "expert_feed_forward_length",
     "n_shared_experts": "expert_shared_count",
-    "first_k_dense_replace": "leading_dense_block_count",
     "routed_scaling_factor": "expert_weights_scale",
     "norm_topk_prob": "expert_weights_norm",
 }
+_SIGMOID = {"expert_gating_func": ExpertGatingFuncType.SIGMOID}
 _LATENT: dict[str, Any] = {
     "latent_attention": True,
+    "leading_dense": True,
     "rope_dimensions": True,
     "splits": {"self_attn.kv_b_proj.weight": _LATENT_SPLIT},
     "settings": _ROUTED,
+}
+_GRANITE: dict[str, Any] = {
+    "permuted_heads": True,
+    "rope_dimensions": True,
+    "splits": SHARED_EXPERT_SPLITS,
+    "fixed": {"head_dim": None},
+    "settings": GRANITE_SCALES | {"shared_intermediate_size": "expert_shared_feed_forward_length"},
 }
 MIXTURES: dict[str, GgufFamily] = {
     "mixtral": GgufFamily(MODEL_ARCH.LLAMA, **LLAMA),
@@ -43,14 +51,8 @@ MIXTURES: dict[str, GgufFamily] = {
         settings=EXPERT_WIDTHS,
         fixed=ALL_ROUTED,
     ),
-    "granitemoe": GgufFamily(
-        MODEL_ARCH.GRANITE_MOE,
-        permuted_heads=True,
-        rope_dimensions=True,
-        splits=SHARED_EXPERT_SPLITS,
-        fixed={"head_dim": None},
-        settings=GRANITE_SCALES | {"shared_intermediate_size": "expert_shared_feed_forward_length"},
-    ),
+    "granitemoe": GgufFamily(MODEL_ARCH.GRANITE_MOE, **_GRANITE),
+    "granitemoeshared": GgufFamily(MODEL_ARCH.GRANITE_MOE, **_GRANITE),
     "gpt_oss": GgufFamily(
         MODEL_ARCH.GPT_OSS,
         sliding_window=True,
@@ -79,10 +81,60 @@ MIXTURES: dict[str, GgufFamily] = {
         },
     ),
     "glm4_moe": GgufFamily(
+        MODEL_ARCH.GLM4_MOE, rope_dimensions=True, leading_dense=True, settings=_ROUTED, constants=_SIGMOID
+    ),
+    "solar_open": GgufFamily(
         MODEL_ARCH.GLM4_MOE,
         rope_dimensions=True,
         settings=_ROUTED,
-        constants={"expert_gating_func": ExpertGatingFuncType.SIGMOID},
+        constants=_SIGMOID | {"leading_dense_block_count": 0},
+    ),
+    "dots1": GgufFamily(
+        MODEL_ARCH.DOTS1,
+        leading_dense=True,
+        settings=_ROUTED,
+        constants=_SIGMOID,
+        fixed={"tie_word_embeddings": False, "attention_bias": False},
+        same={"num_key_value_heads": "num_attention_heads"},
+    ),
+    "ernie4_5_moe": GgufFamily(
+        MODEL_ARCH.ERNIE4_5_MOE,
+        leading_dense=True,
+        settings={
+            "moe_intermediate_size": "expert_feed_forward_length",
+            "moe_num_shared_experts": "expert_shared_count",
+            "moe_layer_interval": "interleave_moe_layer_step",
+        },
+        products={"expert_shared_feed_forward_length": ("moe_intermediate_size", "moe_num_shared_experts")},
+        changes={".moe_statics.e_score_correction_bias": ("only_row",)},
+        fixed={"use_bias": False, "moe_norm_min": 1e-12},
+    ),
+    "hunyuan_v1_moe": GgufFamily(
+        MODEL_ARCH.HUNYUAN_MOE,
+        rope_tensors=True,
+        stretched_rope=True,
+        products={
+            "expert_feed_forward_length": ("intermediate_size",),
+            "expert_shared_feed_forward_length": ("intermediate_size",),
+        },
+        constants={"expert_shared_count": 1},
+        fixed={"attention_bias": False},
+    ),
+    "exaone_moe": GgufFamily(
+        MODEL_ARCH.EXAONE_MOE,
+        leading_dense=True,
+        window_pattern=True,
+        scaled_rope=False,
+        settings=_ROUTED | {"num_shared_experts": "expert_shared_count"},
+        products={"expert_shared_feed_forward_length": ("moe_intermediate_size", "num_shared_experts")},
+        constants=_SIGMOID,
+    ),
+    "minimax_m2": GgufFamily(
+        MODEL_ARCH.MINIMAXM2,
+        rope_dimensions=True,
+        settings={"intermediate_size": "expert_feed_forward_length"},
+        constants=_SIGMOID,
+        fixed={"tie_word_embeddings": False},
     ),
     "deepseek_v2": GgufFamily(
         MODEL_ARCH.DEEPSEEK2,
@@ -90,7 +142,11 @@ MIXTURES: dict[str, GgufFamily] = {
         fixed={"topk_method": "greedy", "norm_topk_prob": False},
         **_LATENT,
     ),
-    "deepseek_v3": GgufFamily(
-        MODEL_ARCH.DEEPSEEK2, constants={"expert_gating_func": ExpertGatingFuncType.SIGMOID}, **_LATENT
+    "deepseek_v3": GgufFamily(MODEL_ARCH.DEEPSEEK2, constants=_SIGMOID, **_LATENT),
+    "glm4_moe_lite": GgufFamily(
+        MODEL_ARCH.DEEPSEEK2,
+        constants=_SIGMOID,
+        fixed={"rope_interleave": True, "attention_bias": False},
+        **_LATENT,
     ),
 }

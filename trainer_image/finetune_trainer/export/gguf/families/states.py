@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from gguf import MODEL_ARCH
+from gguf import MODEL_ARCH, ExpertGatingFuncType
 
 from finetune_trainer.export.gguf.families.common import (
     ALL_ROUTED,
@@ -110,5 +110,14 @@ STATES: dict[str, GgufFamily] = {
         settings={"conv_L_cache": "shortconv_l_cache"},
         changes={".conv.conv.weight": ("flat_kernel",)},
         fixed={"conv_bias": False},
+    ),
+    "lfm2_moe": GgufFamily(
+        MODEL_ARCH.LFM2MOE,
+        state_layers="conv",
+        leading_dense=True,
+        settings={"conv_L_cache": "shortconv_l_cache", "moe_intermediate_size": "expert_feed_forward_length"},
+        constants={"expert_gating_func": ExpertGatingFuncType.SIGMOID},
+        changes={".conv.conv.weight": ("flat_kernel",)},
+        fixed={"conv_bias": False, "norm_topk_prob": True, "routed_scaling_factor": 1.0, "use_expert_bias": True},
     ),
 }

@@ -50,13 +50,16 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
         _check_unscaled(kind)
         writer.add_rope_scaling_type(RopeScalingType.NONE)
 
-    writer.add_rope_freq_base(float(rope["rope_theta"]))
+    is_stretched = family.stretched_rope and kind == "dynamic" and rope.get("alpha")
+    writer.add_rope_freq_base(_stretched_base(config) if is_stretched else float(rope["rope_theta"]))
     if family.rope_sections:
         sections = rope.get("mrope_section") or ROPE_SECTIONS
         writer.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     match kind:
         case "default" | "llama3" | "proportional":
             pass
+        case "dynamic" if is_stretched:
+            writer.add_rope_scaling_type(RopeScalingType.NONE)
         case "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(float(rope["factor"]))
@@ -75,6 +78,12 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
 
     if kind in ("yarn", "longrope") or family.original_context:
         writer.add_rope_scaling_orig_ctx_len(_original_context(config))
+
+
+def _stretched_base(config: Mapping[str, Any]) -> float:
+    """The base frequency whose slowest wave is `alpha` times as long, and whose fastest one is as it was."""
+    rope, dimensions = global_rope(config), rotated_dimensions(config)
+    return float(rope["rope_theta"] * rope["alpha"] ** (dimensions / (dimensions - 2)))
 
 
 def _check_unscaled(kind: str) -> None:

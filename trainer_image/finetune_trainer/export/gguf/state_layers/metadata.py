@@ -1,6 +1,5 @@
 """Kinds and sizes of layers that keep a state, as metadata. Needs no PyTorch."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,14 +31,11 @@ def check_state_layers(family: GgufFamily, config: Mapping[str, Any]) -> None:
 
 
 def add_state_layers(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
-    """Write which layers keep a state, and the products of sizes that llama.cpp wants."""
+    """Write which layers keep a state."""
     if family.rope_switch:
         writer.add_rope_scaling_finetuned(has_rope(config))
     if family.state_layers is None:
         return
-
-    for written, names in family.products.items():
-        getattr(writer, f"add_{written}")(math.prod(config[name] for name in names))
 
     interval = _interval(family, config)
     if interval is not None:
