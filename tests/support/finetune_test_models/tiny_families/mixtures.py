@@ -1,5 +1,7 @@
 """Tiny mixtures of experts."""
 
+from typing import Any
+
 from finetune_test_models.tiny_families.family_model import GLM_ENDS, FamilyModel
 
 _GRANITE_SCALES = {
@@ -8,6 +10,13 @@ _GRANITE_SCALES = {
     "residual_multiplier": 0.22,
     "attention_multiplier": 0.2,
 }
+
+
+def _latent_yarn(weight: float) -> dict[str, Any]:
+    return {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 40.0, "original_max_position_embeddings": 64,
+            "beta_fast": 32, "beta_slow": 1, "mscale": weight, "mscale_all_dim": weight}  # fmt: skip
+
+
 MIXTURES: dict[str, FamilyModel] = {
     "mixtral": FamilyModel("mixtral", "llama-2", {"num_hidden_layers": 3}),
     "olmoe": FamilyModel("olmoe", "gpt-2"),
@@ -22,8 +31,10 @@ MIXTURES: dict[str, FamilyModel] = {
     ),
     "llama-4": FamilyModel("llama4", "phi-4-mini", {"num_hidden_layers": 4, "interleave_moe_layer_step": 2}),
     "glm-4.5": FamilyModel("glm4_moe", "glm-4", {"num_nextn_predict_layers": 0}, ends=GLM_ENDS),
-    "deepseek-v2": FamilyModel("deepseek_v2", "gpt-2"),
-    "deepseek-v3": FamilyModel("deepseek_v3", "deepseek-3", {"n_routed_experts": 8, "n_group": 2}),
+    "deepseek-v2": FamilyModel("deepseek_v2", "gpt-2", {"rope_parameters": _latent_yarn(0.707)}),
+    "deepseek-v3": FamilyModel(
+        "deepseek_v3", "deepseek-3", {"n_routed_experts": 8, "n_group": 2, "rope_parameters": _latent_yarn(1.0)}
+    ),
     "granite-3-moe-shared": FamilyModel("granitemoeshared", "smollm", _GRANITE_SCALES),
     "glm-4.7-flash": FamilyModel(
         "glm4_moe_lite", "glm-4", {"num_hidden_layers": 3, "num_nextn_predict_layers": 0}, ends=GLM_ENDS

@@ -148,6 +148,12 @@ def test_another_number_of_experts_in_each_layer_is_refused(refusal: Check) -> N
     assert "as many experts in every layer, but config.json has moe_topk [2, 1]" in said
 
 
+def test_two_weights_of_yarn_in_latent_attention_are_refused(refusal: Check) -> None:
+    for changes in ({"mscale_all_dim": 0.5}, {"mscale": None, "mscale_all_dim": None}, {"attention_factor": 1.5}):
+        said = str(refusal(with_rope(config_of("deepseek-v3"), **changes)))
+        assert "with mscale and mscale_all_dim alike and no attention_factor, but config.json asks for" in said
+
+
 def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None:
     large = config_of("exaone-4-32b")
     assert refusal(large | {"layer_types": [FULL] * 64}) is not None

@@ -142,7 +142,12 @@ MIXTURES: dict[str, GgufFamily] = {
         fixed={"topk_method": "greedy", "norm_topk_prob": False},
         **_LATENT,
     ),
-    "deepseek_v3": GgufFamily(MODEL_ARCH.DEEPSEEK2, constants=_SIGMOID, **_LATENT),
+    "deepseek_v3": GgufFamily(
+        MODEL_ARCH.DEEPSEEK2,
+        constants=_SIGMOID,
+        fixed={"rope_interleave": True, "attention_bias": False},
+        **_LATENT,
+    ),
     "glm4_moe_lite": GgufFamily(
         MODEL_ARCH.DEEPSEEK2,
         constants=_SIGMOID,

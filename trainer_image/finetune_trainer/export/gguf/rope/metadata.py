@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 YARN_BETAS = (32.0, 1.0)
 """Beginning and end of YaRN's ramp; llama.cpp reads no other values for the families here."""
 
+LATENT_YARN = 0.1
+"""llama.cpp wants the weight on YaRN's logarithm multiplied by this, in DeepSeek's architecture only."""
 ROPE_SECTIONS = (11, 11, 10)
 """Sections of Qwen3.5 where config.json has none."""
 
@@ -132,6 +134,9 @@ def _add_yarn(writer: GGUFWriter, family: GgufFamily, rope: Mapping[str, Any]) -
         writer.add_rope_scaling_yarn_beta_fast(float(rope["beta_fast"]))
     if rope.get("beta_slow") is not None:
         writer.add_rope_scaling_yarn_beta_slow(float(rope["beta_slow"]))
+    if family.latent_attention:
+        writer.add_rope_scaling_yarn_log_mul(LATENT_YARN * _latent_yarn_weight(rope))
+        return
     if family.yarn_log is not None:
         writer.add_rope_scaling_yarn_log_mul(float(rope.get(family.yarn_log) or 0.0))
         return
@@ -140,6 +145,20 @@ def _add_yarn(writer: GGUFWriter, family: GgufFamily, rope: Mapping[str, Any]) -
     given = _yarn_attention_factor(rope, factor)
     if given != usual:
         writer.add_rope_scaling_attn_factors(given / usual)  # llama.cpp multiplies by the usual one itself
+
+
+def _latent_yarn_weight(rope: Mapping[str, Any]) -> float:
+    """The weight with which YaRN sharpens latent attention as a whole.
+
+    transformers has another one for the rotated dimensions alone, which llama.cpp takes to be the same.
+    """
+    weights = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not weights[0] or weights[0] != weights[1] or rope.get("attention_factor") is not None:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp computes the YaRN of this architecture with mscale and mscale_all_dim alike and no "
+            f"attention_factor, but config.json asks for {dict(rope)}: export without GGUF"
+        )
+    return float(weights[0])
 
 
 def _yarn_scale(factor: float, weight: float = 1.0) -> float:
