@@ -30,11 +30,11 @@ from finetune_trainer.job.settings import Settings
 from finetune_trainer.job.stop_signal import StopSignal
 
 pytestmark = pytest.mark.gguf
-FAMILIES = ("qwen3-moe", "gpt-oss", "qwen3-next", "qwen3.5-moe", "gemma-4-26b-a4b")
-"""Files with a matrix for each expert, with stacks that have biases, two beside linear attention, and
-stacks beside an MLP."""
-ROUNDING = {"qwen3-moe": 5e-3, "gpt-oss": 5e-3, "qwen3-next": 2e-2, "qwen3.5-moe": 2e-2, "gemma-4-26b-a4b": 5e-3}
-"""Nats by which the loss of a file in 16 or 8 bits may differ from the merged one's: 8e-3 measured of the last two,
+FAMILIES = ("qwen3-moe", "gpt-oss", "qwen3-next", "qwen3.5-moe", "gemma-4-26b-a4b", "minimax-m2")
+"""Files with a matrix for each expert, with stacks that have biases, two beside linear attention,
+stacks beside an MLP, and w1, w2 and w3 of experts that a bias helps to choose."""
+ROUNDING = {"qwen3-next": 2e-2, "qwen3.5-moe": 2e-2, "minimax-m2": 2e-2}
+"""Nats by which the loss of a file in 16 or 8 bits may differ from the merged one's, if not 5e-3: 8e-3 measured of them,
 where rounding sends about 1 token in 80 of this small random model to other experts (see the test of routes)."""
 LEARNT = {"gemma-4-26b-a4b": 0.04}
 """Nats that training takes off at least, if not half of one: the logits of this random Gemma are near zero, as its
@@ -101,7 +101,7 @@ def trained(
         theirs,
         manifest.artifacts,
         manifest.judgement,
-        ROUNDING[name],
+        ROUNDING.get(name, 5e-3),
         LEARNT.get(name, 0.5),
     )
 
@@ -178,7 +178,8 @@ def test_losses_of_files_are_those_of_transformers_whose_weights_are_rounded_ali
 def test_what_rounding_changes_is_the_choice_of_experts(trained: Trained) -> None:
     """With the experts that the exact weights choose, merged weights in bfloat16 compute nearly the same loss: 1.0e-3
     nats apart at most were measured, and 2.0e-2 with their own choice."""
-    if is_gemma(trained) or '"gpt_oss"' in (trained.base / "config.json").read_text():
+    config = (trained.base / "config.json").read_text()
+    if is_gemma(trained) or any(f'"{each}"' in config for each in ("gpt_oss", "minimax_m2")):
         pytest.skip("its router's weights follow another formula")
     rows = make_rows(40, 7, 120)
     exact, merged = load_in_fp32(trained.exact), load_in_fp32(trained.merged)
