@@ -29,14 +29,16 @@ GLM = {
     "bos_token_id": "the converter repeats the end of text, which the tokenizer does not put before texts",
     "unknown_token_id": "as bos_token_id",
 }
+DEEPSEEK_V2 = {
+    "expert_gating_func": "the converter leaves it out where config.json does, and llama.cpp guesses by the size",
+    "expert_weights_norm": "false, as llama.cpp takes a file without it",
+}
 OF_ONE_FAMILY = {
     "gemma": {"eot_token_id": "the converter writes CodeGemma's, 107, whatever the vocabulary has there"},
     "glm-4": GLM,
     "glm-4.5": GLM | {"nextn_predict_layers": "zero, as llama.cpp takes a file without it"},
-    "deepseek-v2": {
-        "expert_gating_func": "the converter leaves it out where config.json does, and llama.cpp guesses by the size",
-        "expert_weights_norm": "false, as llama.cpp takes a file without it",
-    },
+    "deepseek-v2": DEEPSEEK_V2,
+    "deepseek-v2-lite": DEEPSEEK_V2,
     "deepseek-v3": {"expert_gating_func": "as deepseek-v2"},
     "glm-4.7-flash": GLM | {"expert_gating_func": "as deepseek-v2"},
     "dots.llm1": {"expert_gating_func": "as deepseek-v2"},

@@ -154,6 +154,12 @@ def test_two_weights_of_yarn_in_latent_attention_are_refused(refusal: Check) -> 
         assert "with mscale and mscale_all_dim alike and no attention_factor, but config.json asks for" in said
 
 
+def test_queries_without_a_low_rank_are_refused_in_other_sizes_than_the_published_one(refusal: Check) -> None:
+    assert refusal(config_of("deepseek-v2-lite")) is None
+    said = str(refusal(config_of("deepseek-v2", q_lora_rank=None)))
+    assert "without q_lora_rank only if they have 26 or 27 layers, but config.json has 2" in said
+
+
 def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None:
     large = config_of("exaone-4-32b")
     assert refusal(large | {"layer_types": [FULL] * 64}) is not None

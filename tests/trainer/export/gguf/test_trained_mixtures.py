@@ -34,8 +34,8 @@ FAMILIES = ("qwen3-moe", "gpt-oss", "qwen3-next", "qwen3.5-moe", "gemma-4-26b-a4
 """Files with a matrix for each expert, with stacks that have biases, two beside linear attention,
 stacks beside an MLP, and w1, w2 and w3 of experts that a bias helps to choose."""
 ROUNDING = {"qwen3-next": 2e-2, "qwen3.5-moe": 2e-2, "minimax-m2": 2e-2}
-"""Nats by which the loss of a file in 16 or 8 bits may differ from the merged one's, if not 5e-3: 8e-3 measured of them,
-where rounding sends about 1 token in 80 of this small random model to other experts (see the test of routes)."""
+"""Nats by which the loss of a file in 16 or 8 bits may differ from the merged one's, if not 5e-3. Of these 8e-3 were
+measured: rounding sends about 1 token in 80 of a small random model to other experts (see the test of routes)."""
 LEARNT = {"gemma-4-26b-a4b": 0.04}
 """Nats that training takes off at least, if not half of one: the logits of this random Gemma are near zero, as its
 embedding is small and is its head."""

@@ -28,6 +28,8 @@ _MAX_COUNT = 2**31 - 1  # GGUF stores these numbers in 32 bits
 Shapes = Sequence[tuple[str, tuple[int, ...]]]
 """Name and shape of every tensor of a model."""
 EMBEDDING = "model.embed_tokens.weight"
+DIRECT_QUERY_LAYERS = (26, 27)
+"""Numbers of layers with which llama.cpp takes latent attention whose queries have no low rank (DeepSeek V2 Lite)."""
 
 
 def check_sizes(config: Mapping[str, Any], shapes: Shapes | None) -> None:
@@ -70,6 +72,7 @@ def check_settings(family: GgufFamily, config: Mapping[str, Any]) -> None:
     _check_same(family, config)
     _check_attention_scale(family, config)
     _check_windows(family, config)
+    _check_latent_queries(family, config)
     check_state_layers(family, config)
     check_layers_without_experts(family, config)
 
@@ -126,6 +129,15 @@ def _check_attention_scale(family: GgufFamily, config: Mapping[str, Any]) -> Non
         raise UnsupportedArchitectureError(
             f"llama.cpp scales the attention of this architecture by 1/sqrt({size}), "
             f"but config.json asks for query_pre_attn_scalar {config['query_pre_attn_scalar']}: export without GGUF"
+        )
+
+
+def _check_latent_queries(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    layers = config["num_hidden_layers"]
+    if family.latent_attention and config.get("q_lora_rank") is None and layers not in DIRECT_QUERY_LAYERS:
+        raise UnsupportedArchitectureError(
+            f"llama.cpp reads models of this architecture without q_lora_rank only if they have "
+            f"{' or '.join(map(str, DIRECT_QUERY_LAYERS))} layers, but config.json has {layers}: export without GGUF"
         )
 
 

@@ -139,7 +139,7 @@ MIXTURES: dict[str, GgufFamily] = {
     "deepseek_v2": GgufFamily(
         MODEL_ARCH.DEEPSEEK2,
         constants={"expert_gating_func": ExpertGatingFuncType.SOFTMAX},
-        fixed={"topk_method": "greedy", "norm_topk_prob": False},
+        fixed={"topk_method": "greedy", "norm_topk_prob": False, "attention_bias": False},
         **_LATENT,
     ),
     "deepseek_v3": GgufFamily(
