@@ -7,6 +7,7 @@ from finetune_test_models.tiny_families.family_model import (
     HEAD_SIZE,
     HIDDEN_SIZE,
     NAMED_TEMPLATES,
+    STRETCHED,
     FamilyModel,
 )
 
@@ -81,7 +82,7 @@ DENSE: dict[str, FamilyModel] = {
         {"num_hidden_layers": 64, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
     ),
     "ernie-4.5": FamilyModel("ernie4_5", "llama-2", {"tie_word_embeddings": True}),
-    "hunyuan": FamilyModel("hunyuan", "phi-4", {"eod_token_id": None}),
+    "hunyuan": FamilyModel("hunyuan", "phi-4", {"eod_token_id": None} | STRETCHED),
     "glm-4": FamilyModel("glm4", "glm-4", ends=GLM_ENDS),
     "cohere-2": FamilyModel("cohere2", "smollm", {"num_hidden_layers": 4, "rotary_pct": 1.0, "logit_scale": 0.5}),
     "starcoder-2": FamilyModel("starcoder2", "smollm"),

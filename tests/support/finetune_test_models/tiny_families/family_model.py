@@ -8,6 +8,14 @@ HIDDEN_SIZE = 256
 HEAD_SIZE = 64
 SPARE_ROWS = 24  # of the embedding, beyond the tokenizer: published models have some
 GLM_ENDS = ("<|endoftext|>", "<|user|>", "<|observation|>")
+STRETCHED: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 128,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0},
+}
+"""Hunyuan's RoPE, with the sizes that the converter insists on."""
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + eos_token }}{% endfor %}"
 )

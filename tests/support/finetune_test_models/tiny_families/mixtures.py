@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from finetune_test_models.tiny_families.family_model import GLM_ENDS, FamilyModel
+from finetune_test_models.tiny_families.family_model import GLM_ENDS, STRETCHED, FamilyModel
 
 _GRANITE_SCALES = {
     "embedding_multiplier": 12.0,
@@ -53,9 +53,8 @@ MIXTURES: dict[str, FamilyModel] = {
     "ernie-4.5-moe": FamilyModel("ernie4_5_moe", "llama-2", {"num_hidden_layers": 3, "tie_word_embeddings": True}),
     "hunyuan-a13b": FamilyModel(
         "hunyuan_moe", "qwen",
-        {"moe_topk": [2] * 2, "moe_intermediate_size": [512] * 2, "num_shared_expert": [1] * 2, "eod_token_id": None,
-         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 128, "max_position_embeddings": 262144,
-         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}},
+        {"moe_topk": [2] * 2, "moe_intermediate_size": [512] * 2, "num_shared_expert": [1] * 2, "eod_token_id": None}
+        | STRETCHED,
     ),
     "k-exaone": FamilyModel(
         "exaone_moe", "k-exaone",

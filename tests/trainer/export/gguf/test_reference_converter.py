@@ -33,6 +33,10 @@ DEEPSEEK_V2 = {
     "expert_gating_func": "the converter leaves it out where config.json does, and llama.cpp guesses by the size",
     "expert_weights_norm": "false, as llama.cpp takes a file without it",
 }
+STRETCHED = {
+    "rope.scaling.factor": "one, as llama.cpp takes a file without it",
+    "rope.scaling.original_context_length": "256k, which nothing reads where RoPE is not scaled",
+}
 OF_ONE_FAMILY = {
     "gemma": {"eot_token_id": "the converter writes CodeGemma's, 107, whatever the vocabulary has there"},
     "glm-4": GLM,
@@ -46,10 +50,8 @@ OF_ONE_FAMILY = {
         "eot_token_id": "the converter repeats the end of text",
         "unknown_token_id": "the converter names it, which the tokenizer's settings do not",
     },
-    "hunyuan-a13b": {
-        "rope.scaling.factor": "one, as llama.cpp takes a file without it",
-        "rope.scaling.original_context_length": "256k, which nothing reads where RoPE is not scaled",
-    },
+    "hunyuan": STRETCHED,
+    "hunyuan-a13b": STRETCHED,
     "k-exaone": {
         "expert_gating_func": "as deepseek-v2",
         "nextn_predict_layers": "zero, as llama.cpp takes a file without it",

@@ -32,7 +32,7 @@ DENSE: dict[str, GgufFamily] = {
         MODEL_ARCH.EXAONE4, rope_tensors=True, window_pattern=True, window_period=4, windowed_layers=64
     ),
     "ernie4_5": GgufFamily(MODEL_ARCH.ERNIE4_5, fixed={"use_bias": False}),
-    "hunyuan_v1_dense": GgufFamily(MODEL_ARCH.HUNYUAN_DENSE),
+    "hunyuan_v1_dense": GgufFamily(MODEL_ARCH.HUNYUAN_DENSE, stretched_rope=True),
     "glm4": GgufFamily(MODEL_ARCH.GLM4, rope_dimensions=True),
     "cohere2": GgufFamily(
         MODEL_ARCH.COHERE2,
