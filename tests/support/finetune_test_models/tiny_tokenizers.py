@@ -46,6 +46,11 @@ _O200K = (
 _SEED = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_JAIS2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s{512}(?!\S)|\s{256}(?!\S)|\s{128}(?!\S)|\s{64}(?!\S)|\s{32}(?!\S)|\s{16}(?!\S)|\s{8}(?!\S)|\s{4}(?!\S)"
+    r"|\s{1,2}(?!\S)|\s{1}"
+)
 _QWEN35 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -148,6 +153,11 @@ KINDS: dict[str, ByteLevelKind | SentencePieceKind] = {
     "seed": ByteLevelKind(
         "seed-coder", _SEED, "PreTrainedTokenizerFast", ("<seed:bos>", "<seed:pad>", "<seed:eos>"), "<seed:eos>",
         pad="<seed:pad>", bos="<seed:bos>",
+    ),
+    "jais-2": ByteLevelKind(
+        "jais-2", _JAIS2, "PreTrainedTokenizerFast",
+        ("<|begin_of_text|>", "<|end_of_text|>", "<|pad|>", "<|eot_id|>"), "<|eot_id|>", pad="<|pad|>",
+        bos="<|begin_of_text|>",
     ),
     "qwen-3.5": ByteLevelKind(
         "qwen35", _QWEN35, "Qwen2Tokenizer", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), "<|im_end|>",

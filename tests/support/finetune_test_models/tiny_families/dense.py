@@ -84,6 +84,17 @@ DENSE: dict[str, FamilyModel] = {
     "ernie-4.5": FamilyModel("ernie4_5", "llama-2", {"tie_word_embeddings": True}),
     "hunyuan": FamilyModel("hunyuan", "phi-4", {"eod_token_id": None} | STRETCHED),
     "glm-4": FamilyModel("glm4", "glm-4", ends=GLM_ENDS),
+    "glm": FamilyModel("glm", "glm-4", {"attention_bias": True, "rms_norm_eps": 1.5625e-07}, ends=GLM_ENDS),
+    "internlm-3": FamilyModel(
+        "internlm3", "llama-2", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e7, "factor": 6.0}}
+    ),
+    "jais-2": FamilyModel("jais2", "jais-2"),
+    "command-r": FamilyModel("cohere", "smollm", {"logit_scale": 0.5}),
+    "command-r-plus": FamilyModel(
+        "cohere", "smollm",
+        {"use_qk_norm": True, "num_hidden_layers": 64, "hidden_size": 64, "num_attention_heads": 2,
+         "num_key_value_heads": 1, "logit_scale": 0.5},
+    ),
     "cohere-2": FamilyModel("cohere2", "smollm", {"num_hidden_layers": 4, "rotary_pct": 1.0, "logit_scale": 0.5}),
     "starcoder-2": FamilyModel("starcoder2", "smollm"),
     "phi-2": FamilyModel("phi", "gpt-2", {"intermediate_size": 4 * HIDDEN_SIZE, "num_key_value_heads": 4}),

@@ -39,6 +39,13 @@ STRETCHED = {
 }
 OF_ONE_FAMILY = {
     "gemma": {"eot_token_id": "the converter writes CodeGemma's, 107, whatever the vocabulary has there"},
+    "glm": {
+        "context_length": "the converter takes it from ChatGLM's name for it, and else writes the hidden size",
+        "attention.layer_norm_rms_epsilon": "the converter takes it from ChatGLM's name for it, and else writes 1e-5",
+        "attention.key_length": "the converter leaves it out; llama.cpp then divides the hidden size by the heads",
+        "attention.value_length": "as attention.key_length",
+        "unknown_token_id": "the converter repeats the end of text",
+    },
     "glm-4": GLM,
     "glm-4.5": GLM | {"nextn_predict_layers": "zero, as llama.cpp takes a file without it"},
     "deepseek-v2": DEEPSEEK_V2,

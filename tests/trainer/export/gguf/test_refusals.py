@@ -88,7 +88,7 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield config | {key: config[other] // 2}, f"takes {key} and {other} of this architecture to be equal"
     yield from wrong_experts(config)
 
-    yield with_rope(config, rope_type="dynamic", factor=2.0, alpha=None), "'dynamic'"
+    yield with_rope(config, rope_type="axial", factor=2.0), "'axial'"
     if not family.rope_tensors:
         yield with_rope(config, rope_type="llama3"), "no RoPE scaling 'llama3' for this architecture"
     if not family.scaled_rope:
@@ -103,6 +103,8 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield config | {"no_rope_layers": everywhere}, f"out of every {family.no_rope_period}th layer"
     if family.fixed_scale_layers is not None:
         yield config | {"query_pre_attn_scalar": 100}, "asks for query_pre_attn_scalar 100"
+    if family.normed_heads_from is not None:
+        yield config | {"use_qk_norm": not config["use_qk_norm"]}, f"with {family.normed_heads_from} layers or more"
     if family.windowed_layers is not None:
         yield config | {"layer_types": [WINDOWED] * config["num_hidden_layers"]}, f"{family.windowed_layers} layers"
     elif family.window_period is not None:
@@ -176,7 +178,9 @@ def test_a_difference_that_everyone_accepts_is_a_warning(refusal: Check, caplog:
     with caplog.at_level(logging.WARNING):
         assert refusal(config_of("mistral", sliding_window=64)) is None
         assert refusal(with_rope(config_of("gpt-oss"), truncate=False)) is None
+        assert refusal(config_of("internlm-3")) is None
     assert "no sliding window for this architecture: beyond 64 tokens" in caplog.text
+    assert "slow RoPE by the length of a text: beyond 2048 tokens" in caplog.text
     assert "llama.cpp rounds the range of frequencies" in caplog.text
     assert refusal(with_rope(config_of("qwen2.5-yarn"), truncate=False)) is not None
 

@@ -71,6 +71,7 @@ def check_settings(family: GgufFamily, config: Mapping[str, Any]) -> None:
     _check_fixed(family, config)
     _check_same(family, config)
     _check_attention_scale(family, config)
+    _check_normed_heads(family, config)
     _check_windows(family, config)
     _check_latent_queries(family, config)
     check_state_layers(family, config)
@@ -139,6 +140,16 @@ def _check_latent_queries(family: GgufFamily, config: Mapping[str, Any]) -> None
             f"llama.cpp reads models of this architecture without q_lora_rank only if they have "
             f"{' or '.join(map(str, DIRECT_QUERY_LAYERS))} layers, but config.json has {layers}: export without GGUF"
         )
+
+
+def _check_normed_heads(family: GgufFamily, config: Mapping[str, Any]) -> None:
+    size, layers, found = family.normed_heads_from, config["num_hidden_layers"], bool(config.get("use_qk_norm"))
+    if size is None or found == (layers >= size):
+        return
+    raise UnsupportedArchitectureError(
+        f"llama.cpp normalises queries and keys in models of this architecture with {size} layers or more and in no "
+        f"others, but config.json has {layers} layers and use_qk_norm {found}: export without GGUF"
+    )
 
 
 def _check_windows(family: GgufFamily, config: Mapping[str, Any]) -> None:

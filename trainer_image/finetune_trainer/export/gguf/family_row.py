@@ -61,6 +61,11 @@ class GgufFamily:
     """llama.cpp is told which layers attend within a window."""
     windowed_layers: int | None = None
     """The number of layers of the one size that llama.cpp computes windows for; None: of every size."""
+    normed_heads_from: int | None = None
+    """The number of layers from which on llama.cpp expects norms of the heads of q and k, and in smaller models none.
+
+    None: it takes them from the architecture or from the file's tensors.
+    """
     no_rope_period: int | None = None
     """Every n-th layer has no RoPE, which llama.cpp hard-codes; None: every layer has."""
     activation: str = "silu"

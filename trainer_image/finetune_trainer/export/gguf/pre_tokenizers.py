@@ -12,7 +12,8 @@ from typing import Any
 from finetune_trainer.export.errors import UnsupportedTokenizerError
 
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+_REST = rf"{_SIGNS}|\s+(?!\S)|\s+"
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _CASED_WORDS = (
@@ -28,6 +29,9 @@ TEKKEN_PATTERN = rf"{_CASED_WORDS[0]}|{_CASED_WORDS[1]}|\p{{N}}|{_CASED_REST}"
 GPT4O_PATTERN = (
     rf"{_CASED_WORDS[0]}{_CASED_CONTRACTIONS}|{_CASED_WORDS[1]}{_CASED_CONTRACTIONS}|\p{{N}}{{1,3}}|{_CASED_REST}"
 )
+_RUNS = "|".join(rf"\s{{{count}}}(?!\S)" for count in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
+JAIS2_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS}|{_RUNS}|\s{{1}}"
+"""As Llama 3's, but white space in runs of such lengths."""
 SEED_PATTERN = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN35_PATTERN = (
     rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|\s*[\r\n]+"
@@ -59,6 +63,7 @@ NAMES: dict[tuple[str, ...], str] = {
     (QWEN2_PATTERN,): "qwen2",
     (TEKKEN_PATTERN,): "tekken",
     (GPT4O_PATTERN,): "gpt-4o",
+    (JAIS2_PATTERN,): "jais-2",
     (SEED_PATTERN,): "seed-coder",
     (QWEN35_PATTERN,): "qwen35",
     (EXAONE_MOE_PATTERN,): "exaone-moe",

@@ -14,6 +14,7 @@ DENSE: dict[str, GgufFamily] = {
         settings={"llama_4_scaling_beta": "attn_temperature_scale"},
         **LLAMA,
     ),
+    "internlm3": GgufFamily(MODEL_ARCH.LLAMA, **LLAMA),
     "smollm3": GgufFamily(MODEL_ARCH.SMOLLM3, no_rope_period=4, **LLAMA),
     "granite": GgufFamily(
         MODEL_ARCH.GRANITE,
@@ -23,6 +24,12 @@ DENSE: dict[str, GgufFamily] = {
         settings=GRANITE_SCALES,
     ),
     "arcee": GgufFamily(MODEL_ARCH.ARCEE, activation="relu2", **LLAMA),
+    "jais2": GgufFamily(
+        MODEL_ARCH.JAIS2,
+        activation="relu2",
+        rope_dimensions=True,
+        fixed={"attention_bias": True, "mlp_bias": True},
+    ),
     "seed_oss": GgufFamily(MODEL_ARCH.SEED_OSS, fixed={"mlp_bias": False}),
     "qwen2": GgufFamily(MODEL_ARCH.QWEN2),
     "qwen3": GgufFamily(MODEL_ARCH.QWEN3),
@@ -33,7 +40,15 @@ DENSE: dict[str, GgufFamily] = {
     ),
     "ernie4_5": GgufFamily(MODEL_ARCH.ERNIE4_5, fixed={"use_bias": False}),
     "hunyuan_v1_dense": GgufFamily(MODEL_ARCH.HUNYUAN_DENSE, stretched_rope=True),
+    "glm": GgufFamily(MODEL_ARCH.CHATGLM, rope_dimensions=True),
     "glm4": GgufFamily(MODEL_ARCH.GLM4, rope_dimensions=True),
+    "cohere": GgufFamily(
+        MODEL_ARCH.COMMAND_R,
+        scaled_rope=False,
+        normed_heads_from=64,
+        settings={"logit_scale": "logit_scale"},
+        fixed={"tie_word_embeddings": True, "attention_bias": False},
+    ),
     "cohere2": GgufFamily(
         MODEL_ARCH.COHERE2,
         sliding_window=True,

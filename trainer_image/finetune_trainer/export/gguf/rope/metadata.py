@@ -48,6 +48,12 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
     rope = global_rope(config)
     kind = rope["rope_type"]
     _check_scaled(rope, family)
+    if kind == "dynamic":
+        log.warning(
+            "llama.cpp does not slow RoPE by the length of a text: beyond %s tokens its answers differ from those of "
+            "transformers",
+            config["max_position_embeddings"],
+        )
     if not family.scaled_rope:
         _check_unscaled(kind)
         writer.add_rope_scaling_type(RopeScalingType.NONE)
@@ -58,7 +64,7 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
         sections = rope.get("mrope_section") or ROPE_SECTIONS
         writer.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     match kind:
-        case "default" | "llama3" | "proportional":
+        case "default" | "dynamic" | "llama3" | "proportional":
             pass
         case "dynamic" if is_stretched:
             writer.add_rope_scaling_type(RopeScalingType.NONE)
@@ -74,8 +80,8 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
             writer.add_rope_scaling_attn_factors(_longrope_attention_factor(config))
         case other:
             raise UnsupportedArchitectureError(
-                f"config.json has RoPE scaling {other!r}, but GGUF export knows only default, linear, llama3, yarn, "
-                "longrope and proportional: export without GGUF"
+                f"config.json has RoPE scaling {other!r}, but GGUF export knows only default, dynamic, linear, llama3, "
+                "yarn, longrope and proportional: export without GGUF"
             )
 
     if kind in ("yarn", "longrope") or family.original_context:
