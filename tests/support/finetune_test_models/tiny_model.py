@@ -23,6 +23,7 @@ TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"  # end of sequence: every turn ends with it
 SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END)
 CONTEXT_LENGTH = 2048
+CALM = 0.5
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -108,8 +109,35 @@ def write_random_weights(
         if family.startswith("gemma"):
             # Gemma multiplies embeddings by sqrt(hidden_size); tied ones would make the model repeat its last token.
             model.get_input_embeddings().weight.div_(math.sqrt(hidden_size))
-    model.to(dtype).save_pretrained(folder)
+        if family == "gemma3n":
+            calm_layers(model, config)
+    model.to(dtype).save_pretrained(folder, state_dict=published_weights(model, family))
     return folder
+
+
+def calm_layers(model: Any, config: Any) -> None:
+    """Scale Gemma 3n's norms so that rounding does not grow from layer to layer: attention's scale, 1, is in the norm
+    of queries, and each of 25 layers adds little."""
+    for name, weight in model.named_parameters():
+        if name.endswith("q_norm.weight"):
+            weight.mul_(1 / math.sqrt(config.head_dim))
+        if ".post_" in name:
+            weight.mul_(CALM)
+
+
+def published_weights(model: Any, family: str) -> dict[str, torch.Tensor]:
+    """The weights of a model by name, with those that published files have and transformers does not load: keys and
+    values of Gemma 3n's layers that read others'."""
+    weights: dict[str, torch.Tensor] = model.state_dict()
+    if family != "gemma3n":
+        return weights
+
+    layers = model.config.num_hidden_layers
+    for layer in range(layers - model.config.num_kv_shared_layers, layers):
+        for part in ("k_proj", "v_proj", "k_norm"):
+            weight = weights[f"model.layers.0.self_attn.{part}.weight"]
+            weights[f"model.layers.{layer}.self_attn.{part}.weight"] = weight.flip(0).contiguous()
+    return weights
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, qwen: bool = False) -> PreTrainedTokenizerFast:

@@ -11,6 +11,9 @@ GEMMA: dict[str, FamilyModel] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
         ends=("<eos>", "<end_of_turn>"),
     ),
+    "gemma-3n": FamilyModel(
+        "gemma3n", "gemma", {"num_hidden_layers": 25, "intermediate_size": 2048}, ends=("<eos>", "<end_of_turn>")
+    ),
     "gemma-4-31b": FamilyModel(
         "gemma4", "gemma-4",
         {"attention_k_eq_v": True, "num_global_key_value_heads": 1, "final_logit_softcapping": 30.0},

@@ -8,6 +8,13 @@ def _gemma(head: int) -> dict[str, Any]:
     return {"tie_word_embeddings": True, "head_dim": head, "query_pre_attn_scalar": head, "sliding_window": 64}
 
 
+def _gemma3n(head: int) -> dict[str, Any]:
+    """All that llama.cpp hard-codes as published, with layers of both kinds that read the keys of others."""
+    return {"tie_word_embeddings": True, "head_dim": head, "sliding_window": 64, "num_hidden_layers": 25,
+            "num_kv_shared_layers": 5, "activation_sparsity_pattern": [0.95] * 10 + [0.0] * 15,
+            "vocab_size_per_layer_input": 650}  # fmt: skip
+
+
 def _gemma4(head: int) -> dict[str, Any]:
     return {"tie_word_embeddings": True, "head_dim": head, "global_head_dim": 2 * head, "sliding_window": 64,
             "hidden_size_per_layer_input": 0, "layer_types": ["sliding_attention", "full_attention"]}  # fmt: skip
@@ -118,6 +125,7 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
         lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": head, "rotary_dim": head // 2},
     ),
     "lfm2_moe": ("lfm2_moe", lambda head: _experts(head) | {"num_dense_layers": 1}),
+    "gemma3n": ("gemma3n_text", _gemma3n),
     "gemma4": ("gemma4_text", _gemma4),
     "gemma": ("gemma", lambda head: {"tie_word_embeddings": True, "head_dim": head}),
 }

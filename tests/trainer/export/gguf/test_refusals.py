@@ -19,6 +19,7 @@ from finetune_trainer.export.errors import ExportError, UnsupportedTokenizerErro
 from finetune_trainer.export.gguf.conversion import WAY_ON, check_conversion
 from finetune_trainer.export.gguf.experts import DENSE, LAST, LAYER_KINDS
 from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
+from finetune_trainer.export.gguf.family_row import GgufFamily
 
 Config = dict[str, Any]
 Check = Callable[[Config], str | None]
@@ -97,7 +98,11 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield with_rope(config, rope_type="yarn", factor=2.0, beta_fast=16.0), "YaRN with beta_fast 32, beta_slow 1"
     else:
         yield from wrong_layer_sizes(config)
+    yield from wrong_layers(family, config)
 
+
+def wrong_layers(family: GgufFamily, config: Config) -> Iterator[tuple[Config, str]]:
+    """As `wrong_settings`, of what llama.cpp computes in some layers only."""
     if family.no_rope_period is not None:
         everywhere = [1] * config["num_hidden_layers"]
         yield config | {"no_rope_layers": everywhere}, f"out of every {family.no_rope_period}th layer"
@@ -105,6 +110,10 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield config | {"query_pre_attn_scalar": 100}, "asks for query_pre_attn_scalar 100"
     if family.normed_heads_from is not None:
         yield config | {"use_qk_norm": not config["use_qk_norm"]}, f"with {family.normed_heads_from} layers or more"
+    if family.sparse_layers is not None:
+        yield config | {"activation_sparsity_pattern": [0.0] * config["num_hidden_layers"]}, "in the first 10 layers"
+    if family.own_kv_layers is not None:
+        yield config | {"num_kv_shared_layers": 0}, "keys and values in the first 20 layers"
     if family.windowed_layers is not None:
         yield config | {"layer_types": [WINDOWED] * config["num_hidden_layers"]}, f"{family.windowed_layers} layers"
     elif family.window_period is not None:
@@ -167,6 +176,25 @@ def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None
     assert refusal(large | {"layer_types": [FULL] * 64}) is not None
     shifted = [*large["layer_types"][1:], WINDOWED]
     assert "every 4th layer" in str(refusal(large | {"layer_types": shifted}))
+
+
+def test_layers_without_the_keys_that_llama_cpp_wants_and_does_not_read_are_refused(tokenizer: TokenizerFiles) -> None:
+    config = config_of("gemma-3n")
+    shapes = [
+        (f"model.layers.{layer}.self_attn.{part}.weight", (1,))
+        for layer in range(25)
+        for part in ("q_proj", "k_proj", "v_proj", "k_norm")
+    ]
+    check_conversion(["Q8_0"], config, tokenizer, {}, shapes)
+    with pytest.raises(ExportError, match=r"have no model\.layers\.24\.self_attn\.v_proj\.weight: use the model's"):
+        check_conversion(["Q8_0"], config, tokenizer, {}, [each for each in shapes if "24.self_attn.v" not in each[0]])
+
+
+def test_a_width_may_be_repeated_for_each_layer_but_not_differ(tokenizer: TokenizerFiles) -> None:
+    config = config_of("gemma-3n")
+    assert config["intermediate_size"] == [2048] * 25
+    with pytest.raises(ExportError, match=r"a whole number from 1 to \d+ for intermediate_size: \[1024, 2048"):
+        check_conversion(["Q8_0"], config | {"intermediate_size": [1024] + [2048] * 24}, tokenizer, {}, None)
 
 
 def test_a_family_without_a_row_is_refused_with_the_list_of_those_that_have_one(refusal: Check) -> None:

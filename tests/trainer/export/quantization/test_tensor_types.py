@@ -82,6 +82,7 @@ MODELS = [
     (MODEL_ARCH.PHI2, 8, 8, 8, False),
     (MODEL_ARCH.STABLELM, 8, 8, 8, False),
     (MODEL_ARCH.GEMMA, 3, 8, 1, True),
+    (MODEL_ARCH.GEMMA3N, 8, 8, 2, True),
     (MODEL_ARCH.GEMMA4, 16, 8, 2, True),
     (MODEL_ARCH.QWEN35, 16, 8, 2, False),
     (MODEL_ARCH.LFM2, 16, 8, 2, True),

@@ -15,6 +15,7 @@ special_tokens.py   ids of special tokens, chat templates
 metadata.py         general.*: name, licence, ancestors, sampling
 stored_weights.py   the way back: weights of a GGUF file under their Hugging Face names
 rope/               RoPE: metadata and tensors of divisors
+first_layers.py     sparse MLPs and keys of the first layers alone
 state_layers/       layers that keep a state instead of keys and values
 config_checks.py    config.json's numbers against the weights, its settings against what llama.cpp computes
 """

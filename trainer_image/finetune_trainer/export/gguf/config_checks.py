@@ -11,6 +11,7 @@ from typing import Any
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
 from finetune_trainer.export.gguf.experts import check_layers_without_experts
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.first_layers import check_first_layers
 from finetune_trainer.export.gguf.state_layers.metadata import check_state_layers
 
 log = getLogger(__name__)
@@ -40,7 +41,7 @@ def check_sizes(config: Mapping[str, Any], shapes: Shapes | None) -> None:
     # Where every layer has experts, there may be no width of another MLP (Qwen 3.5 MoE).
     left_out = {"intermediate_size"} - config.keys() if _is_count(config.get("moe_intermediate_size")) else set()
     needed = [key for key in _COUNTS if key not in left_out]
-    wrong = [f"{key}: {config.get(key)!r}" for key in needed if not _is_count(config.get(key))]
+    wrong = [f"{key}: {config.get(key)!r}" for key in needed if not _is_count(_one_width(key, config.get(key)))]
     if wrong:
         raise InvalidBaseError(f"config.json must have a whole number from 1 to {_MAX_COUNT} for {'; '.join(wrong)}")
 
@@ -61,6 +62,12 @@ def check_sizes(config: Mapping[str, Any], shapes: Shapes | None) -> None:
         )
 
 
+def _one_width(key: str, value: object) -> object:
+    """The width of MLPs where config.json repeats it for each layer; other values as they are."""
+    is_repeated = key == "intermediate_size" and isinstance(value, list) and value[1:] == value[:-1]
+    return value[0] if is_repeated and value else value  # type: ignore[index]
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 < value <= _MAX_COUNT
 
@@ -74,6 +81,7 @@ def check_settings(family: GgufFamily, config: Mapping[str, Any]) -> None:
     _check_normed_heads(family, config)
     _check_windows(family, config)
     _check_latent_queries(family, config)
+    check_first_layers(family, config)
     check_state_layers(family, config)
     check_layers_without_experts(family, config)
 
@@ -159,7 +167,7 @@ def _check_windows(family: GgufFamily, config: Mapping[str, Any]) -> None:
         _check_windowed_size(family.windowed_layers, config, has_windows="sliding_attention" in layers)
         if "sliding_attention" not in layers:
             return
-    elif family.window_pattern:
+    elif family.window_pattern and family.window_period is None:
         return
 
     if family.window_period is None:

@@ -17,6 +17,7 @@ from finetune_trainer.export.gguf.config_checks import Shapes, check_sizes
 from finetune_trainer.export.gguf.experts import count_experts
 from finetune_trainer.export.gguf.families.table import find_family
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.first_layers import check_unread_keys
 from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters
 from finetune_trainer.export.gguf.tensor_names import TensorNames
 from finetune_trainer.export.gguf.tokenizer import GgufTokenizer, read_tokenizer
@@ -54,6 +55,8 @@ def plan_conversion(
     names = TensorNames(family, config)
     for name, _ in shapes or ():
         names.destinations(name)
+    if shapes is not None:
+        check_unread_keys(family, config, {name for name, _ in shapes})
 
     conversion = GgufConversion(family, config, read_tokenizer(tokenizer, config, generation, family.tokenizer))
     conversion.new_writer(

@@ -66,6 +66,10 @@ class GgufFamily:
 
     None: it takes them from the architecture or from the file's tensors.
     """
+    sparse_layers: int | None = None
+    """The number of layers, from the first, whose MLPs keep only the largest gates, which llama.cpp hard-codes."""
+    own_kv_layers: int | None = None
+    """The number of layers, from the first, with keys and values of their own, which llama.cpp hard-codes."""
     no_rope_period: int | None = None
     """Every n-th layer has no RoPE, which llama.cpp hard-codes; None: every layer has."""
     activation: str = "silu"

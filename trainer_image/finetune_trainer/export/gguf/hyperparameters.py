@@ -8,6 +8,7 @@ from gguf import GGUFType, GGUFWriter
 
 from finetune_trainer.export.gguf.experts import add_experts
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.first_layers import add_first_layers
 from finetune_trainer.export.gguf.layer_sizes import add_layer_sizes, mlp_width_of_layers
 from finetune_trainer.export.gguf.rope.metadata import add_rope_metadata, rotated_dimensions
 from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, context_length, count_kv_heads
@@ -51,6 +52,7 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     add_rope_metadata(writer, family, config)
     _add_attention_settings(writer, family, config)
     _add_settings(writer, family, config)
+    add_first_layers(writer, family, config)
     add_state_layers(writer, family, config)
 
 
@@ -62,6 +64,8 @@ def _feed_forward_length(family: GgufFamily, config: Mapping[str, Any]) -> int |
     if family.feed_forward not in config:
         return None
 
+    if isinstance(config[family.feed_forward], list):
+        return [int(width) for width in config[family.feed_forward]]
     width = int(config[family.feed_forward])
     if not config.get("block_auto_adjust_ff_dim"):
         return width

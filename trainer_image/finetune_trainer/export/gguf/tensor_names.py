@@ -16,8 +16,8 @@ LAYER = re.compile(r"(?:model|backbone)\.layers\.(\d+)\.")
 OUTPUT_HEAD = "lm_head.weight"
 DRAFTING = ("mtp.", "model.mtp_")
 """Beginnings of the names of layers that draft more tokens at once, where they stand apart (Qwen, Ernie 4.5)."""
-STACKED = re.compile(r"\.(experts|norms)\.(\d+)\.")
-"""Experts, and norms of single heads, are stored one by one, and stacked in GGUF."""
+STACKED = re.compile(r"\.(experts|norms|altup_projections|altup_unembed_projections)\.(\d+)\.")
+"""Experts, norms of single heads and projections of Gemma 3n's streams are stored one by one, and stacked in GGUF."""
 SPELLINGS = {
     ".e_score_correction_bias": ".e_score_correction.bias",
     ".expert_bias": ".expert_bias.bias",
@@ -25,6 +25,7 @@ SPELLINGS = {
     ".dt_bias": ".dt_proj.bias",
     ".experts.gate_up_proj": ".experts.gate_up_proj.weight",
     ".experts.down_proj": ".experts.down_proj.weight",
+    ".correct_output_scale": ".correct_output_scale.weight",
     ".layer_scalar": ".layer_scalar.weight",
     ".experts.down_proj_bias": ".experts.down_proj.bias",
     ".block_sparse_moe.output_linear.weight": ".mlp.experts.down_proj.weight",
@@ -86,7 +87,7 @@ class TensorNames:
         if stacked is None:
             return (Destination(self._rename(name)),)
         # Single norms have their stack's name without the word.
-        group = ".experts." if stacked[1] == "experts" else "."
+        group = "." if stacked[1] == "norms" else f".{stacked[1]}."
         return (Destination(self._rename(name.replace(stacked[0], group)), int(stacked[2])),)
 
     def _rename(self, name: str) -> str:

@@ -30,6 +30,7 @@ from finetune_trainer.stopping import raise_if_requested
 
 HEAD_POSITIONS = 256
 """Positions whose logits are in memory together: 256 MB in fp32 for a vocabulary of 256 000."""
+EMBEDDING_DIMENSIONS = 3
 State = dict[str, torch.Tensor]
 
 
@@ -44,9 +45,14 @@ class _Row:
     targets: torch.Tensor
     """[S]"""
     hidden: torch.Tensor | None = None
-    """[1, T, hidden], after the layers so far."""
+    """[1, T, hidden] after the layers so far; [streams, 1, T, hidden] of Gemma 3n."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     """Arguments of each layer, without the hidden states."""
+
+    def as_embeddings(self) -> torch.Tensor:
+        """Hidden states in the shape of embeddings, [1, T, hidden]: the first stream of a model with several."""
+        assert self.hidden is not None, "embed the row first"
+        return self.hidden if self.hidden.dim() == EMBEDDING_DIMENSIONS else self.hidden[0]
 
 
 class StreamedModel:
@@ -131,14 +137,19 @@ class StreamedModel:
             with self._layers_as([*ends, lambda *_, row=row, **__: row.hidden]):
                 for start in range(0, row.positions.numel(), HEAD_POSITIONS):
                     part = slice(start, start + HEAD_POSITIONS)
-                    named = {"inputs_embeds": row.hidden, "use_cache": False, "logits_to_keep": row.positions[part]}
+                    named = {
+                        "inputs_embeds": row.as_embeddings(),
+                        "use_cache": False,
+                        "logits_to_keep": row.positions[part],
+                    }
                     named |= self._unused_inputs(row)
+
                     logits = functional_call(self._model, state, (), named).logits[0]  # [S, vocabulary]
                     total += functional.cross_entropy(logits.float(), row.targets[part], reduction="sum").item()
         return total
 
     def _unused_inputs(self, row: _Row) -> dict[str, torch.Tensor]:
-        """Each layer's own embedding, which Gemma 4 would look up by the embeddings' values; no layer reads it."""
+        """Each layer's own embedding, which Gemma would look up by the embeddings' values; no layer reads it."""
         width = getattr(self._model.config, "hidden_size_per_layer_input", 0)
         if not width:
             return {}

@@ -26,12 +26,13 @@ _SMALLER_BLOCKS = {
 }  # fmt: skip
 _NEVER_QUANTISED = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "ssm_conv1d.weight", "shortconv.conv.weight",
+    "altup_correct_coef.weight", "altup_predict_coef.weight",
 )  # fmt: skip
 _LAYERS_EMBEDDING = "per_layer_token_embd.weight"
-"""Gemma 4's embedding of each token for every layer: it counts as the embedding."""
-_KEPT = "per_layer_model_proj.weight"
-"""Gemma 4's projection of the embedding for every layer: llama.cpp's quantiser leaves it as it is, and only its
-converter makes Q8_0 of it."""
+"""Gemma 3n's and 4's embedding of each token for every layer: it counts as the embedding."""
+_KEPT = re.compile(r"(^per_layer_model_proj|(^|\.)altup_\w+|\.laurel_\w+)\.weight$")
+"""Gemma 3n's and 4's projection of the embedding for every layer, and Gemma 3n's small matrices between its streams:
+llama.cpp's quantiser leaves them as they are, and only its converter makes Q8_0 of them."""
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 LAYERS_OF_70B = 80  # Llama and Qwen2 of about 70 billion parameters
 EIGHT = 8
@@ -169,7 +170,7 @@ def choose_tensor_types(
     chosen = {}
     for name, shape in sorted(tensors, key=lambda tensor: (_layer(tensor[0]), tensor[0])):
         role = roles[name]
-        if not _is_matrix(name, shape) or (name == _KEPT and file_type.matrices not in (*FLOAT_DTYPES, _T.Q8_0)):
+        if not _is_matrix(name, shape) or (_KEPT.search(name) and file_type.matrices not in (*FLOAT_DTYPES, _T.Q8_0)):
             chosen[name] = _T.F32
             continue
 

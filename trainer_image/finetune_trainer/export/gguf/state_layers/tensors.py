@@ -61,6 +61,17 @@ def ungrouped(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
     return weights.flatten()
 
 
+def all_rows(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """The embedding of each layer with rows of zeros for tokens that have none, as no text has (Gemma 3n)."""
+    missing = config["vocab_size"] - config["vocab_size_per_layer_input"]
+    return torch.cat([weights, weights.new_zeros(missing, weights.shape[1])])
+
+
+def stored_rows(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """The embedding of each layer without the rows of zeros: undoes `all_rows`."""
+    return weights[: config["vocab_size_per_layer_input"]]
+
+
 def logarithm(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
     """The logarithm of the state's decay, fp32: undoes `decay`."""
     return torch.log(-weights.to(torch.float32))
@@ -88,6 +99,7 @@ def group_columns(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Ten
 
 
 CHANGES: dict[str, tuple[Change, Change]] = {
+    "all_rows": (all_rows, stored_rows),
     "decay": (decay, logarithm),
     "flat_kernel": (flat_kernel, channel_kernel),
     "column": (column, row),
