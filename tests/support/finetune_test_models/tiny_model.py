@@ -109,19 +109,23 @@ def write_random_weights(
         if family.startswith("gemma"):
             # Gemma multiplies embeddings by sqrt(hidden_size); tied ones would make the model repeat its last token.
             model.get_input_embeddings().weight.div_(math.sqrt(hidden_size))
-        if family == "gemma3n":
-            calm_layers(model, config)
+        adapt_norms(model, family)
     model.to(dtype).save_pretrained(folder, state_dict=published_weights(model, family))
     return folder
 
 
-def calm_layers(model: Any, config: Any) -> None:
-    """Scale Gemma 3n's norms so that rounding does not grow from layer to layer: attention's scale, 1, is in the norm
-    of queries, and each of 25 layers adds little."""
+def adapt_norms(model: Any, family: str) -> None:
+    """Give norms the size that published ones have, where transformers begins with another.
+
+    Nemotron multiplies by 1 + weight. Gemma 3n's attention has the scale 1, which is in the norm of queries, and each
+    of its 25 layers adds little, so that rounding does not grow from layer to layer.
+    """
     for name, weight in model.named_parameters():
-        if name.endswith("q_norm.weight"):
-            weight.mul_(1 / math.sqrt(config.head_dim))
-        if ".post_" in name:
+        if family == "nemotron" and name.endswith("norm.weight"):
+            weight.sub_(1)
+        if family == "gemma3n" and name.endswith("q_norm.weight"):
+            weight.mul_(1 / math.sqrt(model.config.head_dim))
+        if family == "gemma3n" and ".post_" in name:
             weight.mul_(CALM)
 
 

@@ -88,6 +88,9 @@ DENSE: dict[str, FamilyModel] = {
     "internlm-3": FamilyModel(
         "internlm3", "llama-2", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e7, "factor": 6.0}}
     ),
+    "iquest-coder": FamilyModel("iquestcoder", "llama-2"),
+    "olmo-1": FamilyModel("olmo", "gpt-2", {"clip_qkv": 1.5, "num_key_value_heads": 4}),
+    "nemotron": FamilyModel("nemotron", "llama-2"),
     "jais-2": FamilyModel("jais2", "jais-2"),
     "command-r": FamilyModel("cohere", "smollm", {"logit_scale": 0.5}),
     "command-r-plus": FamilyModel(

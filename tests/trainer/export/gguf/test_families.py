@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from gguf import MODEL_ARCH, MODEL_TENSOR, MODEL_TENSORS
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -25,6 +26,8 @@ from finetune_trainer.export.gguf.tensors import TensorConverter
 from finetune_trainer.export.gguf.tokenizer import read_tokenizer
 
 FamilyBase = Callable[[str], Path]
+ADDED_TO_ONE = ("nemotron",)
+"""Types whose norms multiply by 1 + weight although transformers begins them with ones."""
 SCALING_TENSORS = {MODEL_TENSOR.ROPE_FREQS, MODEL_TENSOR.ROPE_FACTORS_LONG}
 
 
@@ -42,7 +45,7 @@ def lacking_in_row(family: GgufFamily, base: BaseModel) -> list[str]:
 
     expected: dict[str, object] = {
         # Norms that transformers begins with zeros multiply by 1 + weight.
-        "norm_offset": 1.0 - first_norm(model, family).mean().item(),
+        "norm_offset": float(config["model_type"] in ADDED_TO_ONE) or 1.0 - first_norm(model, family).mean().item(),
         "activation": config.get("hidden_activation") or config.get("hidden_act", "silu"),
         "fixed_scale_layers": "query_pre_attn_scalar" in config,
         "windows": "sliding_attention" in (config.get("layer_types") or []),
@@ -67,9 +70,9 @@ def lacking_in_row(family: GgufFamily, base: BaseModel) -> list[str]:
 
 
 def first_norm(model: Any, family: GgufFamily) -> Any:
-    """The weight of a norm of hidden states."""
+    """The weight of a norm of hidden states; 1 for a model whose norms have none (OLMo)."""
     norms = ((name, weight) for name, weight in model.named_parameters() if "norm" in name and name.endswith("weight"))
-    return next(weight for name, weight in norms if not name.endswith(family.plain_norms))
+    return next((weight for name, weight in norms if not name.endswith(family.plain_norms)), torch.ones(1))
 
 
 def lacking(model_type: str, family_base: FamilyBase) -> list[str]:

@@ -48,6 +48,10 @@ OF_ONE_FAMILY = {
     },
     "glm-4": GLM,
     "glm-4.5": GLM | {"nextn_predict_layers": "zero, as llama.cpp takes a file without it"},
+    "nemotron": {
+        "padding_token_id": "the converter writes 0, whatever the tokenizer has there",
+        "unknown_token_id": "the converter writes 1, whatever the tokenizer has there",
+    },
     "deepseek-v2": DEEPSEEK_V2,
     "deepseek-v2-lite": DEEPSEEK_V2,
     "deepseek-v3": {"expert_gating_func": "as deepseek-v2"},

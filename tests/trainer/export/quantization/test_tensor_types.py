@@ -75,6 +75,8 @@ MODELS = [
     (MODEL_ARCH.GLM4, 8, 8, 1, False),
     (MODEL_ARCH.CHATGLM, 8, 8, 1, False),
     (MODEL_ARCH.COMMAND_R, 16, 8, 8, True),
+    (MODEL_ARCH.OLMO, 8, 8, 8, False),
+    (MODEL_ARCH.NEMOTRON, 8, 8, 2, False),
     (MODEL_ARCH.JAIS2, 8, 8, 8, False),
     (MODEL_ARCH.COHERE2, 8, 8, 2, True),
     (MODEL_ARCH.STARCODER2, 3, 8, 2, False),

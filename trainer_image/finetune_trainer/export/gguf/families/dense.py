@@ -14,6 +14,7 @@ DENSE: dict[str, GgufFamily] = {
         settings={"llama_4_scaling_beta": "attn_temperature_scale"},
         **LLAMA,
     ),
+    "iquestcoder": GgufFamily(MODEL_ARCH.LLAMA, **LLAMA),
     "internlm3": GgufFamily(MODEL_ARCH.LLAMA, **LLAMA),
     "smollm3": GgufFamily(MODEL_ARCH.SMOLLM3, no_rope_period=4, **LLAMA),
     "granite": GgufFamily(
@@ -30,9 +31,25 @@ DENSE: dict[str, GgufFamily] = {
         rope_dimensions=True,
         fixed={"attention_bias": True, "mlp_bias": True},
     ),
+    "nemotron": GgufFamily(
+        MODEL_ARCH.NEMOTRON,
+        activation="relu2",
+        norm_offset=1.0,
+        rope_dimensions=True,
+        scaled_rope=False,
+        settings={"norm_eps": "layer_norm_eps"},
+        fixed={"tie_word_embeddings": False},
+    ),
     "seed_oss": GgufFamily(MODEL_ARCH.SEED_OSS, fixed={"mlp_bias": False}),
     "qwen2": GgufFamily(MODEL_ARCH.QWEN2),
     "qwen3": GgufFamily(MODEL_ARCH.QWEN3),
+    "olmo": GgufFamily(
+        MODEL_ARCH.OLMO,
+        permuted_heads=True,
+        settings={"clip_qkv": "clamp_kqv"},
+        constants={"layer_norm_eps": 1e-5},
+        fixed={"attention_bias": False},
+    ),
     "olmo2": GgufFamily(MODEL_ARCH.OLMO2),
     "olmo3": GgufFamily(MODEL_ARCH.OLMO2, window_pattern=True),
     "exaone4": GgufFamily(

@@ -48,7 +48,8 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
     rope = global_rope(config)
     kind = rope["rope_type"]
     _check_scaled(rope, family)
-    if kind == "dynamic":
+    is_stretched = family.stretched_rope and kind == "dynamic" and rope.get("alpha")
+    if kind == "dynamic" and not is_stretched:
         log.warning(
             "llama.cpp does not slow RoPE by the length of a text: beyond %s tokens its answers differ from those of "
             "transformers",
@@ -58,16 +59,15 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
         _check_unscaled(kind)
         writer.add_rope_scaling_type(RopeScalingType.NONE)
 
-    is_stretched = family.stretched_rope and kind == "dynamic" and rope.get("alpha")
     writer.add_rope_freq_base(_stretched_base(config) if is_stretched else float(rope["rope_theta"]))
     if family.rope_sections:
         sections = rope.get("mrope_section") or ROPE_SECTIONS
         writer.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
     match kind:
-        case "default" | "dynamic" | "llama3" | "proportional":
-            pass
         case "dynamic" if is_stretched:
             writer.add_rope_scaling_type(RopeScalingType.NONE)
+        case "default" | "dynamic" | "llama3" | "proportional":
+            pass
         case "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(float(rope["factor"]))
