@@ -89,6 +89,10 @@ DENSE: dict[str, FamilyModel] = {
         "internlm3", "llama-2", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 5e7, "factor": 6.0}}
     ),
     "iquest-coder": FamilyModel("iquestcoder", "llama-2"),
+    "minicpm-3": FamilyModel(
+        "minicpm3", "llama-2",
+        {"rope_parameters": _long_rope(HEAD_SIZE // 2) | {"original_max_position_embeddings": 2048}},
+    ),
     "olmo-1": FamilyModel("olmo", "gpt-2", {"clip_qkv": 1.5, "num_key_value_heads": 4}),
     "nemotron": FamilyModel("nemotron", "llama-2"),
     "jais-2": FamilyModel("jais2", "jais-2"),

@@ -69,6 +69,7 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
     "internlm3": ("internlm3", lambda head: {"head_dim": head}),
     "iquestcoder": ("iquestcoder", lambda head: {"head_dim": head}),
     "olmo": ("olmo", lambda head: {}),
+    "minicpm3": ("minicpm3", lambda head: {**_latent(head), "tie_word_embeddings": True}),
     "nemotron": ("nemotron", lambda head: {"head_dim": head}),
     "jais2": ("jais2", lambda head: {"head_dim": head, "num_key_value_heads": 4}),
     "glm4": ("glm4", lambda head: {"head_dim": head}),

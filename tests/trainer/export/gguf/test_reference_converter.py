@@ -48,6 +48,11 @@ OF_ONE_FAMILY = {
     },
     "glm-4": GLM,
     "glm-4.5": GLM | {"nextn_predict_layers": "zero, as llama.cpp takes a file without it"},
+    "minicpm-3": {
+        "attention.value_length": "the converter leaves it out; llama.cpp then divides the hidden size by the heads",
+        "rope.scaling.original_context_length": "the converter leaves it out; llama.cpp then takes the context length",
+        "rope.scaling.attn_factor": "1, as llama.cpp takes a file without it",
+    },
     "nemotron": {
         "padding_token_id": "the converter writes 0, whatever the tokenizer has there",
         "unknown_token_id": "the converter writes 1, whatever the tokenizer has there",

@@ -98,6 +98,11 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield with_rope(config, rope_type="yarn", factor=2.0, beta_fast=16.0), "YaRN with beta_fast 32, beta_slow 1"
     else:
         yield from wrong_layer_sizes(config)
+    if family.latent_heads:
+        yield (
+            with_rope(config, rope_type="yarn", factor=2.0, mscale_all_dim=1.0),
+            "mscale_all_dim 1.0 in rope_parameters",
+        )
     yield from wrong_layers(family, config)
 
 

@@ -75,6 +75,7 @@ MODELS = [
     (MODEL_ARCH.GLM4, 8, 8, 1, False),
     (MODEL_ARCH.CHATGLM, 8, 8, 1, False),
     (MODEL_ARCH.COMMAND_R, 16, 8, 8, True),
+    (MODEL_ARCH.MINICPM3, 8, 8, 8, True),
     (MODEL_ARCH.OLMO, 8, 8, 8, False),
     (MODEL_ARCH.NEMOTRON, 8, 8, 2, False),
     (MODEL_ARCH.JAIS2, 8, 8, 8, False),
@@ -188,8 +189,12 @@ def write_file(
         writer.add_interleave_moe_layer_step(1)
         writer.add_leading_dense_block_count(0)
         writer.add_expert_shared_count(1)
+<<<<<<< HEAD
         writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
     if architecture is MODEL_ARCH.DEEPSEEK2:
+=======
+    if architecture in (MODEL_ARCH.DEEPSEEK2, MODEL_ARCH.MINICPM3):
+>>>>>>> 79a00f3e (MiniCPM3 becomes GGUF: latent attention whose keys and values are cached for every head)
         writer.add_kv_lora_rank(64)
         writer.add_q_lora_rank(64)
 

@@ -99,6 +99,8 @@ class GgufFamily:
     """llama.cpp's tokenizer model of a BPE with byte fallback."""
     latent_attention: bool = False
     """Keys and values are made from one low-rank state (DeepSeek's MLA)."""
+    latent_heads: bool = False
+    """Keys and values of every head are computed from the low-rank state before attention, and so cached."""
     yarn_log: str | None = None
     """The RoPE setting that llama.cpp takes YaRN's weight on the logarithm from; None: it takes the factor itself."""
     plain_norms: tuple[str, ...] = ()

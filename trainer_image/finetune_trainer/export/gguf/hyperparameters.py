@@ -32,14 +32,15 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
         writer.add_feed_forward_length(width)
     writer.add_head_count(config["num_attention_heads"])
     # Latent attention has one key and value head, which every query head reads.
-    writer.add_head_count_kv(1 if family.latent_attention else count_kv_heads(family, config))
+    has_one = family.latent_attention and not family.latent_heads
+    writer.add_head_count_kv(1 if has_one else count_kv_heads(family, config))
     _add_epsilons(writer, config)
     add_experts(writer, family, config)
     writer.add_vocab_size(config["vocab_size"])
 
     # llama.cpp assumes hidden / heads where the head size is not written.
     if family.latent_attention:
-        _add_latent_sizes(writer, config)
+        _add_latent_sizes(writer, family, config)
     elif family.layer_sizes:
         add_layer_sizes(writer, config)
     elif config.get("head_dim"):
@@ -75,12 +76,17 @@ def _feed_forward_length(family: GgufFamily, config: Mapping[str, Any]) -> int |
     return -(-width // block) * block
 
 
-def _add_latent_sizes(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
+def _add_latent_sizes(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Sizes of keys and values as they are cached, and as heads see them."""
     rank, rotated = config["kv_lora_rank"], config["qk_rope_head_dim"]
     if config.get("q_lora_rank") is not None:
         writer.add_q_lora_rank(config["q_lora_rank"])
     writer.add_kv_lora_rank(rank)
+    if family.latent_heads:
+        writer.add_key_length(config["qk_nope_head_dim"] + rotated)
+        writer.add_value_length(config["v_head_dim"])
+        return
+
     writer.add_key_length(rank + rotated)
     writer.add_value_length(rank)
     writer.add_key_length_mla(config["qk_nope_head_dim"] + rotated)

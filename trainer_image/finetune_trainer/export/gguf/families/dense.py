@@ -43,6 +43,15 @@ DENSE: dict[str, GgufFamily] = {
     "seed_oss": GgufFamily(MODEL_ARCH.SEED_OSS, fixed={"mlp_bias": False}),
     "qwen2": GgufFamily(MODEL_ARCH.QWEN2),
     "qwen3": GgufFamily(MODEL_ARCH.QWEN3),
+    "minicpm3": GgufFamily(
+        MODEL_ARCH.MINICPM3,
+        latent_attention=True,
+        latent_heads=True,
+        rope_dimensions=True,
+        rope_tensors=True,
+        names_longrope=False,
+        fixed={"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256, "attention_bias": False, "mlp_bias": False},
+    ),
     "olmo": GgufFamily(
         MODEL_ARCH.OLMO,
         permuted_heads=True,

@@ -127,6 +127,12 @@ def _add_yarn(writer: GGUFWriter, family: GgufFamily, rope: Mapping[str, Any]) -
             f"range, but config.json asks for {dict(rope)}: export without GGUF"
         )
 
+    if family.latent_heads and rope.get("mscale_all_dim"):
+        raise UnsupportedArchitectureError(
+            f"llama.cpp does not scale this architecture's attention with YaRN, but config.json has mscale_all_dim "
+            f"{rope['mscale_all_dim']} in rope_parameters: export without GGUF"
+        )
+
     if rope.get("truncate") is False:
         log.warning(
             "llama.cpp rounds the range of frequencies that YaRN blends to whole dimensions, and this model does not: "
