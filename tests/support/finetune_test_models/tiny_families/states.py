@@ -21,6 +21,21 @@ _HYBRID = ["linear_attention", "full_attention", "linear_attention"]
 _WRITTEN = {"linear_attention": "mamba", "full_attention": "attention"}
 
 
+_FALCON = {
+    "attention_in_multiplier": 0.8,
+    "attention_out_multiplier": 0.9375,
+    "embedding_multiplier": 5.656854249492381,
+    "key_multiplier": 0.390625,
+    "lm_head_multiplier": 0.6,
+    "mlp_multipliers": [0.8838834764831844, 0.5859375],
+    "ssm_in_multiplier": 1.25,
+    "ssm_multipliers": [0.3535533905932738, 0.25, 0.4, 0.5, 0.7],
+    "ssm_out_multiplier": 0.23570226039551587,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e11},
+}
+"""As published, but that no two parts have the same one, and logits are not as flat."""
+
+
 def _granite(layers: list[str], **settings: Any) -> FamilyModel:
     own = _GRANITE | {"layer_types": layers, "num_hidden_layers": len(layers)} | settings
     return FamilyModel(
@@ -40,6 +55,11 @@ STATES: dict[str, FamilyModel] = {
     "granite-4-1b": _granite(
         ["full_attention"] * 2, position_embedding_type="rope", num_local_experts=0, num_experts_per_tok=0,
         tie_word_embeddings=True, shared_intermediate_size=512, **_TIED,
+    ),
+    "falcon-h1-0.5b": FamilyModel("falcon_h1", "llama-3", _FALCON | {"mamba_n_groups": 1}),
+    "falcon-h1-34b": FamilyModel(
+        "falcon_h1", "llama-3",
+        _FALCON | {"mamba_n_groups": 2, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
     ),
     "lfm-2": FamilyModel(
         "lfm2", "llama-3", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}

@@ -176,6 +176,19 @@ def test_queries_without_a_low_rank_are_refused_in_other_sizes_than_the_publishe
     assert "without q_lora_rank only if they have 26 or 27 layers, but config.json has 2" in said
 
 
+def test_factors_that_weights_cannot_have_inside_are_refused(refusal: Check) -> None:
+    config = config_of("falcon-h1-34b")
+    assert refusal(config | {"mamba_norm_before_gate": True}) == (
+        "llama.cpp computes the gate of Mamba 2 before its norm, but config.json has mamba_norm_before_gate True"
+    )
+    assert refusal(config | {"mamba_norm_before_gate": True, "mamba_rms_norm": False}) is None
+    assert "multiplies .k_proj.weight by 0," in str(refusal(config | {"key_multiplier": 0.0}))
+
+    tied = config | {"tie_word_embeddings": True, "embedding_multiplier": 3.0}
+    assert "multiplies the embedding by [3.0] and the head by [0.6]" in str(refusal(tied))
+    assert refusal(tied | {"lm_head_multiplier": 3.0}) is None
+
+
 def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None:
     large = config_of("exaone-4-32b")
     assert refusal(large | {"layer_types": [FULL] * 64}) is not None

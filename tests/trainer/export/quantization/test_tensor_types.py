@@ -90,6 +90,7 @@ MODELS = [
     (MODEL_ARCH.QWEN35, 16, 8, 2, False),
     (MODEL_ARCH.LFM2, 16, 8, 2, True),
     (MODEL_ARCH.GRANITE_HYBRID, 16, 8, 2, True),
+    (MODEL_ARCH.FALCON_H1, 16, 8, 2, False),
 ]
 # The same of mixtures, with the number of experts.
 MIXTURES = [
@@ -140,7 +141,9 @@ def make_tensors(architecture: MODEL_ARCH, layers: int, *, tied: bool, experts: 
 
 
 def parts_of_layer(architecture: MODEL_ARCH, layer: int, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """`parts`, with those of a layer that keeps a state in place of attention's."""
+    """`parts`, with those of a layer that keeps a state in place of attention's, or beside them."""
+    if architecture is MODEL_ARCH.FALCON_H1:
+        return *parts, *MAMBA
     if architecture not in STATE_LAYERS or (layer + 1) % INTERVAL == 0:
         return parts
     return (*STATE_LAYERS[architecture], *(part for part in parts if part.startswith("ffn_")))

@@ -13,6 +13,7 @@ from finetune_trainer.export.gguf.experts import check_layers_without_experts
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.first_layers import check_first_layers
 from finetune_trainer.export.gguf.state_layers.metadata import check_state_layers
+from finetune_trainer.export.gguf.state_layers.scales import check_scales
 
 log = getLogger(__name__)
 
@@ -84,6 +85,7 @@ def check_settings(family: GgufFamily, config: Mapping[str, Any]) -> None:
     check_first_layers(family, config)
     check_state_layers(family, config)
     check_layers_without_experts(family, config)
+    check_scales(family, config)
 
 
 def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:

@@ -115,6 +115,9 @@ class GgufFamily:
     """Every n-th layer has attention if config.json does not say; None: llama.cpp is told the kind of each layer."""
     changes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """End of a stored tensor's name -> changes of its values, in order (`state_layers.tensors`)."""
+    scales: Mapping[str, tuple[str | tuple[str, int], ...]] = field(default_factory=dict)
+    """End of a stored tensor's name -> settings of config.json (in a list: with the place) that multiply what it gives,
+    in order. llama.cpp knows no such factors, so GGUF has them inside the weights."""
     products: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Method of GGUFWriter -> settings of config.json whose product it writes."""
     splits: Mapping[str, Split] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.export.gguf.family_row import GgufFamily, Split
+from finetune_trainer.export.gguf.state_layers.scales import factors_of
 from finetune_trainer.export.gguf.state_layers.tensors import CHANGES as STATE_CHANGES
 from finetune_trainer.export.gguf.state_layers.tensors import join_projected, projected_parts
 from finetune_trainer.export.gguf.tensor_names import Destination, TensorNames
@@ -63,6 +64,9 @@ class TensorConverter:
 
         They are fp32 if arithmetic was needed, and of the same type otherwise.
         """
+        for factor in factors_of(self._family, self._config, name):
+            weights = weights.to(torch.float32) * factor
+
         if self._family.permuted_heads:
             for part, heads in self._heads.items():
                 if part in name:  # weight [heads * size, hidden] or bias [heads * size]
@@ -93,6 +97,8 @@ class TensorConverter:
 
         for change in reversed(self._changes(name)):
             weights = CHANGES[change][1](weights, self._config)
+        for factor in reversed(factors_of(self._family, self._config, name)):
+            weights = weights.to(torch.float32) / factor
         return weights
 
     def _changes(self, name: str) -> tuple[str, ...]:

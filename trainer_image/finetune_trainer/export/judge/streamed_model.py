@@ -46,6 +46,8 @@ class _Row:
     """[S]"""
     hidden: torch.Tensor | None = None
     """[1, T, hidden] after the layers so far; [streams, 1, T, hidden] of Gemma 3n."""
+    given: Any = None
+    """What the last of them gave: hidden states, or a tuple that begins with them (Falcon H1)."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
     """Arguments of each layer, without the hidden states."""
 
@@ -115,9 +117,9 @@ class StreamedModel:
         for row in rows:
 
             def note(hidden: torch.Tensor, *arguments: Any, row: _Row = row, **named: Any) -> torch.Tensor:
-                row.hidden = hidden
+                row.hidden = hidden if row.hidden is None else row.hidden
                 row.calls.append((arguments, named))
-                return hidden
+                return row.hidden
 
             with self._layers_as([note] * len(self._layers)):
                 functional_call(self._decoder, state, (), {"input_ids": row.ids, "use_cache": False})
@@ -125,16 +127,15 @@ class StreamedModel:
     def _run_layer(self, index: int, state: State, rows: Sequence[_Row]) -> None:
         for row in rows:
             arguments, named = row.calls[index]
-            found = functional_call(self._layers[index], state, (row.hidden, *arguments), named)
-            row.hidden = found[0] if isinstance(found, tuple) else found
+            row.given = functional_call(self._layers[index], state, (row.hidden, *arguments), named)
+            row.hidden = row.given[0] if isinstance(row.given, tuple) else row.given
 
     def _finish(self, rows: Sequence[_Row], state: State) -> float:
         """Sum the loss of all rows."""
         total = 0.0
         for row in rows:
-            # Hidden states enter as embeddings, which some architectures scale: the last layer gives them as they are.
-            ends = [lambda hidden, *_, **__: hidden] * (len(self._layers) - 1)
-            with self._layers_as([*ends, lambda *_, row=row, **__: row.hidden]):
+            # Hidden states enter as embeddings, which some architectures scale: the layers give them as they are.
+            with self._layers_as([lambda *_, row=row, **__: row.given] * len(self._layers)):
                 for start in range(0, row.positions.numel(), HEAD_POSITIONS):
                     part = slice(start, start + HEAD_POSITIONS)
                     named = {
@@ -157,7 +158,7 @@ class StreamedModel:
         return {"per_layer_inputs": torch.zeros(shape, dtype=self._dtype, device=self._device)}
 
     @contextmanager
-    def _layers_as(self, functions: Sequence[Callable[..., torch.Tensor]]) -> Iterator[None]:
+    def _layers_as(self, functions: Sequence[Callable[..., Any]]) -> Iterator[None]:
         """While this lasts, each layer computes its function instead."""
         for layer, function in zip(self._layers, functions, strict=True):
             layer.forward = function

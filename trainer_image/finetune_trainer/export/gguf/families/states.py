@@ -44,18 +44,14 @@ _MAMBA_SIZES = {
     "mamba_n_groups": "ssm_group_count",
     "mamba_n_heads": "ssm_time_step_rank",
 }
-_MAMBA: dict[str, Any] = {
-    "state_layers": "linear_attention",
-    "products": {"ssm_inner_size": ("mamba_n_heads", "mamba_d_head")},
-    "changes": {
-        ".mamba.A_log": ("decay", "column"),
-        ".mamba.D": ("column",),
-        ".mamba.conv1d.weight": ("flat_kernel",),
-        ".mamba.norm.weight": ("by_group",),
-    },
+_MAMBA_CHANGES = {
+    ".mamba.A_log": ("decay", "column"),
+    ".mamba.D": ("column",),
+    ".mamba.conv1d.weight": ("flat_kernel",),
+    ".mamba.norm.weight": ("by_group",),
 }
+_INNER_SIZE = {"ssm_inner_size": ("mamba_n_heads", "mamba_d_head")}
 _MAMBA_FIXED = {
-    "mamba_expand": 2,
     "mamba_conv_bias": True,
     "mamba_proj_bias": False,
     "time_step_limit": [0.0, math.inf],
@@ -64,6 +60,18 @@ _SHARED_MLP = {
     "splits": {"shared_mlp.input_linear.weight": Split(("mlp.gate_proj.weight", "mlp.up_proj.weight"))},
     "spellings": {".shared_mlp.output_linear.weight": ".mlp.down_proj.weight"},
     "feed_forward": "shared_intermediate_size",
+}
+_MULTIPLIERS = {
+    ".embed_tokens.weight": ("embedding_multiplier",),
+    "lm_head.weight": ("lm_head_multiplier",),
+    ".q_proj.weight": ("attention_in_multiplier",),
+    ".k_proj.weight": ("key_multiplier", "attention_in_multiplier"),
+    ".v_proj.weight": ("attention_in_multiplier",),
+    ".o_proj.weight": ("attention_out_multiplier",),
+    ".gate_proj.weight": (("mlp_multipliers", 0),),
+    ".down_proj.weight": (("mlp_multipliers", 1),),
+    ".in_proj.weight": ("ssm_in_multiplier",),
+    ".out_proj.weight": ("ssm_out_multiplier",),
 }
 STATES: dict[str, GgufFamily] = {
     "qwen3_next": GgufFamily(
@@ -96,13 +104,23 @@ STATES: dict[str, GgufFamily] = {
         rope_switch=True,
         splits=SHARED_EXPERT_SPLITS,
         settings=GRANITE_SCALES | _MAMBA_SIZES | {"shared_intermediate_size": "expert_shared_feed_forward_length"},
-        fixed=_MAMBA_FIXED | {"head_dim": None},
+        fixed=_MAMBA_FIXED | {"mamba_expand": 2, "head_dim": None},
         forms=(
             Form(has_states=True, has_experts=False, differences=_SHARED_MLP),
             Form(has_states=False, has_experts=True, differences={"architecture": MODEL_ARCH.GRANITE_MOE}),
             Form(has_states=False, has_experts=False, differences={"architecture": MODEL_ARCH.GRANITE} | _SHARED_MLP),
         ),
-        **_MAMBA,
+        state_layers="linear_attention",
+        products=_INNER_SIZE,
+        changes=_MAMBA_CHANGES,
+    ),
+    "falcon_h1": GgufFamily(
+        MODEL_ARCH.FALCON_H1,
+        settings=_MAMBA_SIZES,
+        products=_INNER_SIZE,
+        changes=_MAMBA_CHANGES | {".mamba.in_proj.weight": ("scale_parts",)},
+        scales=_MULTIPLIERS,
+        fixed=_MAMBA_FIXED | {"attention_bias": False, "mlp_bias": False, "projectors_bias": False},
     ),
     "lfm2": GgufFamily(
         MODEL_ARCH.LFM2,

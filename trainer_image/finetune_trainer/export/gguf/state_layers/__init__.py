@@ -3,5 +3,6 @@ them.
 
 kinds.py     what config.json says of the layers
 metadata.py  the layers' kinds and sizes
+scales.py    factors of config.json that llama.cpp has inside the weights
 tensors.py   changes of the tensors' values
 """

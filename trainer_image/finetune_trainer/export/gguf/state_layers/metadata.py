@@ -16,7 +16,14 @@ ENDLESS = 2**20
 
 
 def check_state_layers(family: GgufFamily, config: Mapping[str, Any]) -> None:
-    """Raise UnsupportedArchitectureError if llama.cpp has attention in other layers than config.json."""
+    """Raise UnsupportedArchitectureError if llama.cpp has attention in other layers than config.json, or the gate of
+    Mamba 2 before its norm where config.json has it behind."""
+    if config.get("mamba_rms_norm") and config.get("mamba_norm_before_gate"):
+        raise UnsupportedArchitectureError(
+            "llama.cpp computes the gate of Mamba 2 before its norm, but config.json has mamba_norm_before_gate True: "
+            "export without GGUF"
+        )
+
     interval = _interval(family, config)
     if interval is None:
         return
@@ -34,8 +41,6 @@ def add_state_layers(writer: GGUFWriter, family: GgufFamily, config: Mapping[str
     """Write which layers keep a state."""
     if family.rope_switch:
         writer.add_rope_scaling_finetuned(has_rope(config))
-    if family.state_layers is None:
-        return
 
     interval = _interval(family, config)
     if interval is not None:

@@ -72,6 +72,23 @@ def stored_rows(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tenso
     return weights[: config["vocab_size_per_layer_input"]]
 
 
+def scale_parts(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """Rows of Mamba 2's projection times the factor of their part, fp32."""
+    return weights.to(torch.float32) * _part_factors(config).to(weights.device)
+
+
+def divide_parts(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """Rows of Mamba 2's projection without the factor of their part, fp32: undoes `scale_parts`."""
+    return weights.to(torch.float32) / _part_factors(config).to(weights.device)
+
+
+def _part_factors(config: Mapping[str, Any]) -> torch.Tensor:
+    """Factors of Falcon H1, fp32 [rows, 1]: of gate, values, keys, queries and steps."""
+    inner, state = config["mamba_n_heads"] * config["mamba_d_head"], count_groups(config) * config["mamba_d_state"]
+    rows = torch.tensor([inner, inner, state, state, config["mamba_n_heads"]])
+    return torch.tensor(config["ssm_multipliers"], dtype=torch.float32).repeat_interleave(rows).unsqueeze(-1)
+
+
 def logarithm(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
     """The logarithm of the state's decay, fp32: undoes `decay`."""
     return torch.log(-weights.to(torch.float32))
@@ -104,6 +121,7 @@ CHANGES: dict[str, tuple[Change, Change]] = {
     "flat_kernel": (flat_kernel, channel_kernel),
     "column": (column, row),
     "by_group": (by_group, ungrouped),
+    "scale_parts": (scale_parts, divide_parts),
     "tile_rows": (tile_rows, group_rows),
     "tile_columns": (tile_columns, group_columns),
 }
