@@ -192,12 +192,8 @@ def write_file(
         writer.add_interleave_moe_layer_step(1)
         writer.add_leading_dense_block_count(0)
         writer.add_expert_shared_count(1)
-<<<<<<< HEAD
         writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
-    if architecture is MODEL_ARCH.DEEPSEEK2:
-=======
     if architecture in (MODEL_ARCH.DEEPSEEK2, MODEL_ARCH.MINICPM3):
->>>>>>> 79a00f3e (MiniCPM3 becomes GGUF: latent attention whose keys and values are cached for every head)
         writer.add_kv_lora_rank(64)
         writer.add_q_lora_rank(64)
 

@@ -48,26 +48,35 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
     rope = global_rope(config)
     kind = rope["rope_type"]
     _check_scaled(rope, family)
-    is_stretched = family.stretched_rope and kind == "dynamic" and rope.get("alpha")
-    if kind == "dynamic" and not is_stretched:
-        log.warning(
-            "llama.cpp does not slow RoPE by the length of a text: beyond %s tokens its answers differ from those of "
-            "transformers",
-            config["max_position_embeddings"],
-        )
     if not family.scaled_rope:
         _check_unscaled(kind)
         writer.add_rope_scaling_type(RopeScalingType.NONE)
 
+    is_stretched = bool(family.stretched_rope and kind == "dynamic" and rope.get("alpha"))
     writer.add_rope_freq_base(_stretched_base(config) if is_stretched else float(rope["rope_theta"]))
     if family.rope_sections:
         sections = rope.get("mrope_section") or ROPE_SECTIONS
         writer.add_rope_dimension_sections([*sections, *[0] * (4 - len(sections))])
-    match kind:
-        case "dynamic" if is_stretched:
-            writer.add_rope_scaling_type(RopeScalingType.NONE)
-        case "default" | "dynamic" | "llama3" | "proportional":
+
+    if is_stretched:
+        writer.add_rope_scaling_type(RopeScalingType.NONE)
+    else:
+        _add_scaling(writer, family, config)
+    if kind in ("yarn", "longrope") or family.original_context:
+        writer.add_rope_scaling_orig_ctx_len(_original_context(config))
+
+
+def _add_scaling(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
+    rope = global_rope(config)
+    match rope["rope_type"]:
+        case "default" | "llama3" | "proportional":
             pass
+        case "dynamic":
+            log.warning(
+                "llama.cpp does not slow RoPE by the length of a text: beyond %s tokens its answers differ from those "
+                "of transformers",
+                config["max_position_embeddings"],
+            )
         case "linear":
             writer.add_rope_scaling_type(RopeScalingType.LINEAR)
             writer.add_rope_scaling_factor(float(rope["factor"]))
@@ -83,9 +92,6 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
                 f"config.json has RoPE scaling {other!r}, but GGUF export knows only default, dynamic, linear, llama3, "
                 "yarn, longrope and proportional: export without GGUF"
             )
-
-    if kind in ("yarn", "longrope") or family.original_context:
-        writer.add_rope_scaling_orig_ctx_len(_original_context(config))
 
 
 def _stretched_base(config: Mapping[str, Any]) -> float:
