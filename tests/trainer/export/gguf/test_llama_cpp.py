@@ -15,7 +15,7 @@ import torch
 from finetune_test_models.family_models import family_params
 from finetune_test_models.references.greedy_answers import Expected, said_by_transformers
 from finetune_test_programs.generation import complete, log_probabilities
-from finetune_trainer.export.gguf.experts import count_experts
+from finetune_trainer.export.gguf.layers.experts import count_experts
 
 LENGTHS = (5, 9, 14, 22, 35, 58, 80, 110)
 PROMPTS = [[3 + (7 * number + 13 * place) % 400 for place in range(LENGTHS[number // 5])] for number in range(40)]

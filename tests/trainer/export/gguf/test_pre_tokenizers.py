@@ -1,8 +1,9 @@
 """llama.cpp splits words as tokenizer.json does, under the name that a file gives it: both encode the same texts.
 
 The vocabulary's merges cross words, so that every other split gives other ids: an ordinary vocabulary, trained on split
-words, would hide most wrong splits. No published vocabulary is at hand for Seed-OSS, DeepSeek V3, Hunyuan, Qwen 3.5
-and K-EXAONE: their patterns are partly written from memory, and llama.cpp judges the names of these patterns here.
+words, would hide most wrong splits. No published vocabulary is at hand for Jais 2, Seed-OSS, DeepSeek V3, Hunyuan,
+Qwen 3.5 and K-EXAONE: their patterns are partly written from memory, and llama.cpp judges the names of these patterns
+here.
 """
 
 import json

@@ -17,9 +17,9 @@ from finetune_test_models.tiny_tokenizers import write_tokenizer
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import ExportError, UnsupportedTokenizerError, UnsupportedTypeError
 from finetune_trainer.export.gguf.conversion import WAY_ON, check_conversion
-from finetune_trainer.export.gguf.experts import DENSE, LAST, LAYER_KINDS
 from finetune_trainer.export.gguf.families.table import GGUF_FAMILIES
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.layers.experts import DENSE, LAST, LAYER_KINDS
 
 Config = dict[str, Any]
 Check = Callable[[Config], str | None]

@@ -7,15 +7,13 @@ conversion.py       everything but the weights, planned; preflight plans the sam
 tensor_names.py     names of the tensors
 tensors.py          the parts that a tensor becomes, and changes of their values
 hyperparameters.py  metadata of the architecture
-experts.py          numbers of experts, and layers without
-layer_sizes.py      sizes that differ between full and windowed layers
 tokenizer.py        vocabulary, merges and scores
 pre_tokenizers.py   llama.cpp's names for word patterns
 special_tokens.py   ids of special tokens, chat templates
 metadata.py         general.*: name, licence, ancestors, sampling
 stored_weights.py   the way back: weights of a GGUF file under their Hugging Face names
 rope/               RoPE: metadata and tensors of divisors
-first_layers.py     sparse MLPs and keys of the first layers alone
+layers/             layers of one model that differ
 state_layers/       layers that keep a state instead of keys and values
 config_checks.py    config.json's numbers against the weights, its settings against what llama.cpp computes
 """

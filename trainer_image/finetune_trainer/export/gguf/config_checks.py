@@ -9,9 +9,9 @@ from logging import getLogger
 from typing import Any
 
 from finetune_trainer.export.errors import InvalidBaseError, UnsupportedArchitectureError
-from finetune_trainer.export.gguf.experts import check_layers_without_experts
 from finetune_trainer.export.gguf.family_row import GgufFamily
-from finetune_trainer.export.gguf.first_layers import check_first_layers
+from finetune_trainer.export.gguf.layers.experts import check_layers_without_experts
+from finetune_trainer.export.gguf.layers.first_layers import check_first_layers
 from finetune_trainer.export.gguf.state_layers.metadata import check_state_layers
 from finetune_trainer.export.gguf.state_layers.scales import check_scales
 

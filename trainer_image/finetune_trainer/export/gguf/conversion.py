@@ -14,11 +14,11 @@ from finetune_api.vocabulary import GgufType
 from finetune_trainer.export.base_model.tokenizer_files import TokenizerFiles
 from finetune_trainer.export.errors import ExportError, UnsupportedTypeError
 from finetune_trainer.export.gguf.config_checks import Shapes, check_sizes
-from finetune_trainer.export.gguf.experts import count_experts
 from finetune_trainer.export.gguf.families.table import find_family
 from finetune_trainer.export.gguf.family_row import GgufFamily
-from finetune_trainer.export.gguf.first_layers import check_unread_keys
 from finetune_trainer.export.gguf.hyperparameters import add_hyperparameters
+from finetune_trainer.export.gguf.layers.experts import count_experts
+from finetune_trainer.export.gguf.layers.first_layers import check_unread_keys
 from finetune_trainer.export.gguf.tensor_names import TensorNames
 from finetune_trainer.export.gguf.tokenizer import GgufTokenizer, read_tokenizer
 

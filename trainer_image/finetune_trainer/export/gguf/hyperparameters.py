@@ -6,10 +6,10 @@ from typing import Any
 
 from gguf import GGUFType, GGUFWriter
 
-from finetune_trainer.export.gguf.experts import add_experts
 from finetune_trainer.export.gguf.family_row import GgufFamily
-from finetune_trainer.export.gguf.first_layers import add_first_layers
-from finetune_trainer.export.gguf.layer_sizes import add_layer_sizes, mlp_width_of_layers
+from finetune_trainer.export.gguf.layers.experts import add_experts
+from finetune_trainer.export.gguf.layers.first_layers import add_first_layers
+from finetune_trainer.export.gguf.layers.layer_sizes import add_layer_sizes, mlp_width_of_layers
 from finetune_trainer.export.gguf.rope.metadata import add_rope_metadata, rotated_dimensions
 from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, context_length, count_kv_heads
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.config_checks import check_settings
-from finetune_trainer.export.gguf.experts import count_experts
 from finetune_trainer.export.gguf.families.dense import DENSE
 from finetune_trainer.export.gguf.families.gemma import GEMMA
 from finetune_trainer.export.gguf.families.mixtures import MIXTURES
 from finetune_trainer.export.gguf.families.states import STATES
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.layers.experts import count_experts
 from finetune_trainer.export.gguf.state_layers.kinds import layer_kinds
 
 GGUF_FAMILIES: dict[str, GgufFamily] = DENSE | MIXTURES | STATES | GEMMA

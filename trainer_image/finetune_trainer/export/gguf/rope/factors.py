@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.export.gguf.layer_sizes import full_head_size
+from finetune_trainer.export.gguf.layers.layer_sizes import full_head_size
 from finetune_trainer.export.gguf.rope.metadata import global_rope, rotated_dimensions
 
 STOPPED = 1e30

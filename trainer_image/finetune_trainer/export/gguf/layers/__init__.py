@@ -1,0 +1,6 @@
+"""Layers of one model that differ, as metadata.
+
+experts.py       numbers of experts, and layers without
+first_layers.py  sparse MLPs and keys of the first layers alone
+layer_sizes.py   sizes that differ between full and windowed layers
+"""
