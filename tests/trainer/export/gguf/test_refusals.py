@@ -189,6 +189,13 @@ def test_factors_that_weights_cannot_have_inside_are_refused(refusal: Check) -> 
     assert refusal(tied | {"lm_head_multiplier": 3.0}) is None
 
 
+def test_what_llama_cpp_always_computes_is_no_null(refusal: Check) -> None:
+    assert refusal(config_of("gemma-3n")) is None
+    said = str(refusal(config_of("gemma-3n", final_logit_softcapping=None)))
+    assert "with final_logit_softcapping 30.0, but config.json has final_logit_softcapping None" in said
+    assert refusal(config_of("command-r", attention_bias=None)) is None, "false, or left out, is the same"
+
+
 def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None:
     large = config_of("exaone-4-32b")
     assert refusal(large | {"layer_types": [FULL] * 64}) is not None

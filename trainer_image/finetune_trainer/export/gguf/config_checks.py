@@ -100,10 +100,12 @@ def _check_activation(family: GgufFamily, config: Mapping[str, Any]) -> None:
 def _check_fixed(family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Raise for a setting, or for layers without RoPE, that llama.cpp computes otherwise."""
     for key, value in family.fixed.items():
-        if config.get(key) is not None and config[key] != value:
+        found = config.get(key, value)
+        # Null is as good as nothing or false, but switches off what llama.cpp always computes.
+        if found != value and (found is not None or value):
             raise UnsupportedArchitectureError(
                 f"llama.cpp computes this architecture {_as_if(key, value)}, but config.json has {key} "
-                f"{config[key]!r}: export without GGUF"
+                f"{found!r}: export without GGUF"
             )
 
     layers, period = config.get("no_rope_layers"), family.no_rope_period
