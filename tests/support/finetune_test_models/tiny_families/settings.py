@@ -100,6 +100,20 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
         "falcon_h1",
         lambda head: _mamba(head) | {"mamba_n_heads": 12, "mamba_d_ssm": 12 * head, "head_dim": head},
     ),
+    "nemotron_h": (
+        "nemotron_h",
+        lambda head: {
+            "head_dim": head,
+            "mamba_num_heads": 12,
+            "mamba_head_dim": head,
+            "n_groups": 4,
+            "ssm_state_size": head // 2,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 4 * head,
+            "moe_shared_expert_intermediate_size": 8 * head,
+        },
+    ),
     "granitemoe": ("granitemoe", lambda head: {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "granitemoeshared": (
         "granitemoeshared",

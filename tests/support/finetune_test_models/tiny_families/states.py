@@ -36,6 +36,29 @@ _FALCON = {
 """As published, but that no two parts have the same one, and logits are not as flat."""
 
 
+_EXPERT_SETTINGS = (
+    "n_routed_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_latent_size",
+    "n_shared_experts",
+    "routed_scaling_factor",
+    "n_group",
+    "topk_group",
+    "norm_topk_prob",
+)
+"""What dense models of Nemotron H are published without."""
+_SMALL_STEPS = {"time_step_min": 1e-9}
+"""transformers raises steps to this, 0.001 as published; llama.cpp, as NVIDIA's kernels, does not."""
+_KINDS = {"M": "linear_attention", "*": "full_attention", "-": "mlp", "E": "moe"}
+
+
+def _pattern(letters: str) -> list[str]:
+    """Kinds of layers of Nemotron H, as its files write them."""
+    return [_KINDS[each] for each in letters]
+
+
 def _granite(layers: list[str], **settings: Any) -> FamilyModel:
     own = _GRANITE | {"layer_types": layers, "num_hidden_layers": len(layers)} | settings
     return FamilyModel(
@@ -60,6 +83,22 @@ STATES: dict[str, FamilyModel] = {
     "falcon-h1-34b": FamilyModel(
         "falcon_h1", "llama-3",
         _FALCON | {"mamba_n_groups": 2, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
+    ),
+    "nemotron-h-8b": FamilyModel(
+        "nemotron_h", "tekken", {"layers_block_type": _pattern("M-M*-")} | _SMALL_STEPS, spare_rows=27,
+        published=dict.fromkeys(_EXPERT_SETTINGS) | {
+            "hybrid_override_pattern": "M-M*-", "layers_block_type": None, "num_hidden_layers": 5, "rms_norm_eps": 1e-5,
+        },
+    ),
+    "nemotron-3-nano": FamilyModel(
+        "nemotron_h", "tekken", {"layers_block_type": _pattern("MEM*E"), "routed_scaling_factor": 2.5} | _SMALL_STEPS,
+        spare_rows=27,
+        published={"num_hidden_layers": 5, "hybrid_override_pattern": "MEM*E", "norm_eps": 1e-5},
+    ),
+    "nemotron-3-super": FamilyModel(
+        "nemotron_h", "tekken", {"layers_block_type": _pattern("ME*EM"), "moe_latent_size": 128} | _SMALL_STEPS,
+        spare_rows=27,
+        published={"num_hidden_layers": 5, "hybrid_override_pattern": "ME*EM", "norm_eps": 1e-5},
     ),
     "lfm-2": FamilyModel(
         "lfm2", "llama-3", {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3}

@@ -37,6 +37,12 @@ STRETCHED = {
     "rope.scaling.factor": "one, as llama.cpp takes a file without it",
     "rope.scaling.original_context_length": "256k, which nothing reads where RoPE is not scaled",
 }
+NO_MIXTURE = (
+    "the converter reads transformers' defaults, which have experts, and takes a dense Nemotron H for a mixture with "
+    "MLPs of no width; test_llama_cpp.py judges the file alone"
+)
+EXPERT_KEYS = ("count", "used_count", "group_count", "group_used_count", "feed_forward_length", "weights_norm",
+               "shared_count", "shared_feed_forward_length", "weights_scale")  # fmt: skip
 OF_ONE_FAMILY = {
     "gemma": {"eot_token_id": "the converter writes CodeGemma's, 107, whatever the vocabulary has there"},
     "glm": {
@@ -59,6 +65,9 @@ OF_ONE_FAMILY = {
     },
     "deepseek-v2": DEEPSEEK_V2,
     "deepseek-v2-lite": DEEPSEEK_V2,
+    "nemotron-h-8b": dict.fromkeys(
+        ("architecture", "feed_forward_length", *(f"expert_{key}" for key in EXPERT_KEYS)), NO_MIXTURE
+    ),
     "deepseek-v3": {"expert_gating_func": "as deepseek-v2"},
     "glm-4.7-flash": GLM | {"expert_gating_func": "as deepseek-v2"},
     "dots.llm1": {"expert_gating_func": "as deepseek-v2"},
@@ -119,8 +128,13 @@ def pairs(
 
 
 def metadata(reader: gguf.GGUFReader) -> dict[str, tuple[Any, Any]]:
-    """Key -> (types, value); the counts at the file's head are no metadata."""
-    fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
+    """Key -> (types, value), by any architecture's name; the counts at the file's head are no metadata."""
+    architecture = f"{reader.fields['general.architecture'].contents()}."
+    fields = {
+        f"architecture.{key.removeprefix(architecture)}" if key.startswith(architecture) else key: field
+        for key, field in reader.fields.items()
+        if not key.startswith("GGUF.")
+    }
     return {key: (list(field.types), field.contents()) for key, field in fields.items()}
 
 

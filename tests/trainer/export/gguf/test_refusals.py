@@ -31,8 +31,8 @@ def config_of(model: str, **changes: Any) -> Config:
     """The full config of a tiny model, without its weights."""
     tiny = FAMILY_MODELS[model]
     settings = {"num_hidden_layers": 2, "vocab_size": SIZE, "hidden_size": HIDDEN_SIZE} | dict(tiny.settings)
-    config: Config = tiny_config(tiny.family, **settings).to_dict()
-    return config | changes
+    config = tiny_config(tiny.family, **settings)
+    return config.to_dict() | {"num_hidden_layers": config.num_hidden_layers} | changes
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,8 @@ def wrong_settings(model_type: str, config: Config) -> Iterator[tuple[Config, st
         yield config | {key: config[other] // 2}, f"takes {key} and {other} of this architecture to be equal"
     yield from wrong_experts(config)
 
+    if not config.get("rope_parameters"):
+        return
     yield with_rope(config, rope_type="axial", factor=2.0), "'axial'"
     if not family.rope_tensors:
         yield with_rope(config, rope_type="llama3"), "no RoPE scaling 'llama3' for this architecture"
@@ -196,6 +198,15 @@ def test_what_llama_cpp_always_computes_is_no_null(refusal: Check) -> None:
     assert refusal(config_of("command-r", attention_bias=None)) is None, "false, or left out, is the same"
 
 
+def test_experts_in_some_mlps_only_are_refused(refusal: Check) -> None:
+    config = config_of("nemotron-3-nano", layers_block_type=["linear_attention", "moe", "mlp"], num_hidden_layers=3)
+    assert refusal(config) == (
+        "llama.cpp has experts in every MLP of this architecture or in none, but config.json has layers of both kinds, "
+        "mlp and moe, in layers_block_type"
+    )
+    assert refusal(config | {"layers_block_type": ["linear_attention", "moe", "moe"]}) is None
+
+
 def test_windows_in_the_wrong_size_of_exaone_are_refused(refusal: Check) -> None:
     large = config_of("exaone-4-32b")
     assert refusal(large | {"layer_types": [FULL] * 64}) is not None
@@ -232,6 +243,10 @@ def test_a_difference_that_everyone_accepts_is_a_warning(refusal: Check, caplog:
         assert refusal(config_of("mistral", sliding_window=64)) is None
         assert refusal(with_rope(config_of("gpt-oss"), truncate=False)) is None
         assert refusal(config_of("internlm-3")) is None
+        assert refusal(config_of("nemotron-3-nano")) is None
+        assert "time_step_min" not in caplog.text
+        assert refusal(config_of("nemotron-3-nano", time_step_min=0.001)) is None
+    assert "does not raise steps of Mamba 2 to time_step_min 0.001" in caplog.text
     assert "no sliding window for this architecture: beyond 64 tokens" in caplog.text
     assert "slow RoPE by the length of a text: beyond 2048 tokens" in caplog.text
     assert "llama.cpp rounds the range of frequencies" in caplog.text

@@ -36,7 +36,9 @@ FUSED = ("attn_qkv", "attn_output", "ffn_up", "ffn_down")
 LINEAR_ATTENTION = ("attn_qkv", "attn_gate", "ssm_conv1d", "ssm_alpha", "ssm_beta", "ssm_out")
 SHORT_CONVOLUTION = ("shortconv.in_proj", "shortconv.conv", "shortconv.out_proj")
 MAMBA = ("ssm_in", "ssm_conv1d", "ssm_out")
-HYBRIDS = (MODEL_ARCH.LFM2, MODEL_ARCH.LFM2MOE, MODEL_ARCH.GRANITE_HYBRID)
+NEMOTRON = (MODEL_ARCH.NEMOTRON_H, MODEL_ARCH.NEMOTRON_H_MOE)
+"""Every layer has Mamba, attention or an MLP, and nothing else."""
+HYBRIDS = (MODEL_ARCH.LFM2, MODEL_ARCH.LFM2MOE, MODEL_ARCH.GRANITE_HYBRID, *NEMOTRON)
 """llama.cpp tells the kinds of layers apart by their heads of keys and values."""
 # What stands for attention in three of four layers.
 STATE_LAYERS = {
@@ -46,6 +48,8 @@ STATE_LAYERS = {
     MODEL_ARCH.LFM2: SHORT_CONVOLUTION,
     MODEL_ARCH.GRANITE_HYBRID: MAMBA,
     MODEL_ARCH.LFM2MOE: SHORT_CONVOLUTION,
+    MODEL_ARCH.NEMOTRON_H: MAMBA,
+    MODEL_ARCH.NEMOTRON_H_MOE: MAMBA,
 }
 # architecture, layers, heads, key and value heads, tied: every condition of the rules is met and missed.
 MODELS = [
@@ -91,6 +95,7 @@ MODELS = [
     (MODEL_ARCH.LFM2, 16, 8, 2, True),
     (MODEL_ARCH.GRANITE_HYBRID, 16, 8, 2, True),
     (MODEL_ARCH.FALCON_H1, 16, 8, 2, False),
+    (MODEL_ARCH.NEMOTRON_H, 16, 8, 2, False),
 ]
 # The same of mixtures, with the number of experts.
 MIXTURES = [
@@ -113,6 +118,7 @@ MIXTURES = [
     (MODEL_ARCH.LFM2MOE, 8, 8, 2, 4),
     (MODEL_ARCH.QWEN35MOE, 8, 8, 2, 4),
     (MODEL_ARCH.GRANITE_HYBRID, 8, 8, 2, 4),
+    (MODEL_ARCH.NEMOTRON_H_MOE, 16, 8, 2, 4),
 ]
 DEEP, INTERVAL = 80, 4
 
@@ -144,6 +150,10 @@ def parts_of_layer(architecture: MODEL_ARCH, layer: int, parts: tuple[str, ...])
     """`parts`, with those of a layer that keeps a state in place of attention's, or beside them."""
     if architecture is MODEL_ARCH.FALCON_H1:
         return *parts, *MAMBA
+    if architecture in NEMOTRON:
+        without_gates = ("attn_", "ffn_gate.", "ffn_gate_exps")
+        mlp = tuple(part for part in parts if not f"{part}.".startswith(without_gates))
+        return {1: mlp, INTERVAL - 1: parts[:4]}.get(layer % INTERVAL, MAMBA)
     if architecture not in STATE_LAYERS or (layer + 1) % INTERVAL == 0:
         return parts
     return (*STATE_LAYERS[architecture], *(part for part in parts if part.startswith("ffn_")))
@@ -161,7 +171,8 @@ def write_file(
     writer.add_block_count(layers)
     writer.add_context_length(64)
     writer.add_embedding_length(512)
-    writer.add_feed_forward_length(512)
+    widths = [512 if layer % INTERVAL == 1 else 0 for layer in range(layers)]
+    writer.add_feed_forward_length(widths if architecture in NEMOTRON else 512)
     writer.add_head_count(heads)
     counts = [kv_heads if (layer + 1) % INTERVAL == 0 else 0 for layer in range(layers)]
     writer.add_head_count_kv(counts if architecture in HYBRIDS else kv_heads)
@@ -208,7 +219,9 @@ def write_file(
 
 def test_every_architecture_that_files_are_written_for_is_judged() -> None:
     judged = {architecture for architecture, *_ in (*MODELS, *MIXTURES)}
-    assert {family.architecture for family in GGUF_FAMILIES.values()} == judged
+    rows = GGUF_FAMILIES.values()
+    of_forms = {each.differences.get("architecture") for family in rows for each in family.forms} - {None}
+    assert {family.architecture for family in rows} | of_forms == judged
 
 
 def types_in(path: Path) -> dict[str, GGMLQuantizationType]:

@@ -109,6 +109,10 @@ class GgufFamily:
     """The kind, in config.json's layer_types, of layers that keep a state instead of keys and values."""
     rope_switch: bool = False
     """llama.cpp is told whether attention has RoPE; without it, a model that keeps states has no longest context."""
+    rms_epsilon: str | None = None
+    """The setting that has the epsilon of RMS norms; None: its name says so."""
+    step_floor: str | None = None
+    """The setting to which transformers raises smaller steps of the state, which llama.cpp does not do."""
     forms: tuple[Form, ...] = ()
     """What differs without states, or without experts."""
     attention_interval: int | None = None

@@ -11,6 +11,7 @@ from finetune_trainer.export.gguf.layers.experts import add_experts
 from finetune_trainer.export.gguf.layers.first_layers import add_first_layers
 from finetune_trainer.export.gguf.layers.layer_sizes import add_layer_sizes, mlp_width_of_layers
 from finetune_trainer.export.gguf.rope.metadata import add_rope_metadata, rotated_dimensions
+from finetune_trainer.export.gguf.state_layers.kinds import MLP_KINDS, has_expert_layers, layer_kinds
 from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, context_length, count_kv_heads
 
 GGUF_QUANTIZATION_VERSION = 2
@@ -34,7 +35,7 @@ def add_hyperparameters(writer: GGUFWriter, family: GgufFamily, config: Mapping[
     # Latent attention has one key and value head, which every query head reads.
     has_one = family.latent_attention and not family.latent_heads
     writer.add_head_count_kv(1 if has_one else count_kv_heads(family, config))
-    _add_epsilons(writer, config)
+    _add_epsilons(writer, family, config)
     add_experts(writer, family, config)
     writer.add_vocab_size(config["vocab_size"])
 
@@ -68,6 +69,8 @@ def _feed_forward_length(family: GgufFamily, config: Mapping[str, Any]) -> int |
     if isinstance(config[family.feed_forward], list):
         return [int(width) for width in config[family.feed_forward]]
     width = int(config[family.feed_forward])
+    if has_expert_layers(config) is not None:
+        return [width if kind in MLP_KINDS else 0 for kind in layer_kinds(config)]
     if not config.get("block_auto_adjust_ff_dim"):
         return width
 
@@ -93,8 +96,9 @@ def _add_latent_sizes(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
     writer.add_value_length_mla(config["v_head_dim"])
 
 
-def _add_epsilons(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
-    for names, add in ((RMS_EPSILONS, writer.add_layer_norm_rms_eps), (MEAN_EPSILONS, writer.add_layer_norm_eps)):
+def _add_epsilons(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
+    rms_names = RMS_EPSILONS if family.rms_epsilon is None else (family.rms_epsilon,)
+    for names, add in ((rms_names, writer.add_layer_norm_rms_eps), (MEAN_EPSILONS, writer.add_layer_norm_eps)):
         found = next((config[name] for name in names if config.get(name) is not None), None)
         if found is not None:
             add(found)
@@ -102,8 +106,9 @@ def _add_epsilons(writer: GGUFWriter, config: Mapping[str, Any]) -> None:
 
 def _add_settings(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Write the settings that only this family has; they stand in config.json itself or among those of RoPE."""
+    rope = config.get("rope_parameters") or {}
     for key, written in family.settings.items():
-        value = config.get(key, config["rope_parameters"].get(key))
+        value = config.get(key, rope.get(key))
         if value is not None:
             getattr(writer, f"add_{written}")(value)
     for written, names in family.products.items():
@@ -120,7 +125,7 @@ def _add_attention_settings(writer: GGUFWriter, family: GgufFamily, config: Mapp
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
 
     # Gemma 3's windowed layers have a RoPE frequency of their own.
-    windowed_rope = config["rope_parameters"].get("sliding_attention")
+    windowed_rope = (config.get("rope_parameters") or {}).get("sliding_attention")
     if windowed_rope is not None:
         writer.add_rope_freq_base_swa(float(windowed_rope["rope_theta"]))
 

@@ -105,6 +105,11 @@ class TensorNames:
             try_suffixes=(".weight", ".bias"),
         )
 
+        # Nemotron H's experts are in the table under `model` only.
+        renamed = renamed or self._names.get_name(
+            spelt.replace("backbone.layers.", "model.layers."), try_suffixes=(".weight",)
+        )
+
         if renamed is None and name == OUTPUT_HEAD:
             raise UnsupportedArchitectureError(
                 "llama.cpp uses the embedding as output head of this architecture, but the weights hold a head of "

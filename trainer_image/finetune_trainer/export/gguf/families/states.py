@@ -61,6 +61,17 @@ _SHARED_MLP = {
     "spellings": {".shared_mlp.output_linear.weight": ".mlp.down_proj.weight"},
     "feed_forward": "shared_intermediate_size",
 }
+_NEMOTRON_SIZES = {
+    "conv_kernel": "ssm_conv_kernel",
+    "ssm_state_size": "ssm_state_size",
+    "n_groups": "ssm_group_count",
+    "mamba_num_heads": "ssm_time_step_rank",
+}
+_NEMOTRON_DENSE = {
+    "architecture": MODEL_ARCH.NEMOTRON_H,
+    "feed_forward": "intermediate_size",
+    "settings": _NEMOTRON_SIZES,
+}
 _MULTIPLIERS = {
     ".embed_tokens.weight": ("embedding_multiplier",),
     "lm_head.weight": ("lm_head_multiplier",),
@@ -121,6 +132,37 @@ STATES: dict[str, GgufFamily] = {
         changes=_MAMBA_CHANGES | {".mamba.in_proj.weight": ("scale_parts",)},
         scales=_MULTIPLIERS,
         fixed=_MAMBA_FIXED | {"attention_bias": False, "mlp_bias": False, "projectors_bias": False},
+    ),
+    "nemotron_h": GgufFamily(
+        MODEL_ARCH.NEMOTRON_H_MOE,
+        permuted_heads=True,
+        rope_dimensions=True,
+        rope_switch=True,
+        state_layers="linear_attention",
+        rms_epsilon="layer_norm_epsilon",
+        step_floor="time_step_min",
+        feed_forward="moe_intermediate_size",
+        products={"ssm_inner_size": ("mamba_num_heads", "mamba_head_dim")},
+        changes={end.replace("mamba", "mixer"): changes for end, changes in _MAMBA_CHANGES.items()},
+        spellings={f".mixer.experts.{part}.weight": f".mlp.experts.{part}.weight" for part in ("up_proj", "down_proj")},
+        settings=_NEMOTRON_SIZES
+        | {
+            "moe_intermediate_size": "expert_feed_forward_length",
+            "moe_shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+            "moe_latent_size": "moe_latent_size",
+            "n_shared_experts": "expert_shared_count",
+            "routed_scaling_factor": "expert_weights_scale",
+            "norm_topk_prob": "expert_weights_norm",
+        },
+        fixed={
+            "mlp_hidden_act": "relu2",
+            "mamba_hidden_act": "silu",
+            "use_conv_bias": True,
+            "use_bias": False,
+            "mlp_bias": False,
+            "attention_bias": False,
+        },
+        forms=tuple(Form(has_states=each, has_experts=False, differences=_NEMOTRON_DENSE) for each in (True, False)),
     ),
     "lfm2": GgufFamily(
         MODEL_ARCH.LFM2,

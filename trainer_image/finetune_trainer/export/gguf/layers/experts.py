@@ -7,6 +7,7 @@ from gguf import GGUFWriter
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.state_layers.kinds import has_expert_layers
 
 EXPERT_COUNTS = (
     ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")),
@@ -25,12 +26,16 @@ LAST = "moe_layer_end_index"
 
 def count_experts(config: Mapping[str, Any]) -> int:
     """Experts of a layer; 0 for a model without."""
+    if has_expert_layers(config) is False:
+        return 0  # Nemotron H has a number of experts all the same
     names = EXPERT_COUNTS[0][1]
     return next((_of_every_layer(name, config[name]) for name in names if config.get(name)), 0)
 
 
 def add_experts(writer: GGUFWriter, family: GgufFamily, config: Mapping[str, Any]) -> None:
     """Write the numbers of experts and, if llama.cpp wants it, of the first layers without."""
+    if has_expert_layers(config) is False:
+        return
     for add, names in EXPERT_COUNTS:
         found = next((name for name in names if config.get(name) is not None), None)
         if found is not None:

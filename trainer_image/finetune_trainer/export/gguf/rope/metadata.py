@@ -19,13 +19,15 @@ YARN_BETAS = (32.0, 1.0)
 
 LATENT_YARN = 0.1
 """llama.cpp wants the weight on YaRN's logarithm multiplied by this, in DeepSeek's architecture only."""
+NO_ROPE = {"rope_type": "default"}
+"""Stands for the parameters of a family without RoPE."""
 ROPE_SECTIONS = (11, 11, 10)
 """Sections of Qwen3.5 where config.json has none."""
 
 
 def global_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The RoPE parameters of full-attention layers (Gemma 3 has a second set for its windowed layers)."""
-    rope: Mapping[str, Any] = config["rope_parameters"]
+    rope: Mapping[str, Any] = config.get("rope_parameters") or NO_ROPE
     full: Mapping[str, Any] = rope.get("full_attention", rope)
     return full
 
@@ -45,6 +47,9 @@ def add_rope_metadata(writer: GGUFWriter, family: GgufFamily, config: Mapping[st
 
     Raises UnsupportedArchitectureError for a scaling that llama.cpp does not compute.
     """
+    if not config.get("rope_parameters"):
+        return
+
     rope = global_rope(config)
     kind = rope["rope_type"]
     _check_scaled(rope, family)

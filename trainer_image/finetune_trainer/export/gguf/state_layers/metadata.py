@@ -1,5 +1,6 @@
 """Kinds and sizes of layers that keep a state, as metadata. Needs no PyTorch."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,9 +9,12 @@ from gguf import GGUFWriter
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.layers.layer_sizes import kv_heads_of_layers
-from finetune_trainer.export.gguf.state_layers.kinds import has_rope, layer_kinds
+from finetune_trainer.export.gguf.state_layers.kinds import MLP_KINDS, has_rope, layer_kinds
 
+log = logging.getLogger(__name__)
 RECURRENT_LAYERS = "{arch}.attention.recurrent_layers"
+SMALL_STEP = 1e-6
+"""A least step of the state that changes no answer."""
 ENDLESS = 2**20
 """The longest context that is written for a model without one, in tokens."""
 
@@ -22,6 +26,20 @@ def check_state_layers(family: GgufFamily, config: Mapping[str, Any]) -> None:
         raise UnsupportedArchitectureError(
             "llama.cpp computes the gate of Mamba 2 before its norm, but config.json has mamba_norm_before_gate True: "
             "export without GGUF"
+        )
+
+    if set(MLP_KINDS) <= set(config.get("layers_block_type") or []):
+        raise UnsupportedArchitectureError(
+            "llama.cpp has experts in every MLP of this architecture or in none, but config.json has layers of both "
+            f"kinds, {' and '.join(MLP_KINDS)}, in layers_block_type: export without GGUF"
+        )
+
+    if family.step_floor is not None and config[family.step_floor] > SMALL_STEP:
+        log.warning(
+            "llama.cpp does not raise steps of Mamba 2 to %s %s: its answers differ a little from those of "
+            "transformers, and agree with NVIDIA's own",
+            family.step_floor,
+            config[family.step_floor],
         )
 
     interval = _interval(family, config)
@@ -64,7 +82,7 @@ def count_kv_heads(family: GgufFamily, config: Mapping[str, Any]) -> int | list[
     count: int = config["num_key_value_heads"]
     if family.state_layers is None or family.attention_interval is not None:
         return count
-    return [0 if kind == family.state_layers else count for kind in layer_kinds(config)]
+    return [0 if kind in (family.state_layers, *MLP_KINDS) else count for kind in layer_kinds(config)]
 
 
 def _interval(family: GgufFamily, config: Mapping[str, Any]) -> int | None:
