@@ -14,6 +14,9 @@ from finetune_test_programs.generation import banned_tokens
 CLOSEST = 2e-5
 """Where the two best tokens are closer, neither is right and that answer ends."""
 
+FORGETFUL = ("bamba",)
+"""Model types of transformers that count positions from 0 in every call which does not name them."""
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -63,7 +66,9 @@ def said_by_transformers(base: Path, prompts: list[list[int]], tokens: int) -> E
         text = torch.tensor(list(group))
         cache, steps = None, []
         for step in range(tokens):
-            said = model(text if cache is None else text[:, -1:], past_key_values=cache, use_cache=True)
+            new = text if cache is None else text[:, -1:]
+            named = {"position_ids": _last_positions(text, new)} if model.config.model_type in FORGETFUL else {}
+            said = model(new, past_key_values=cache, use_cache=True, **named)
             logits, cache = said.logits[:, -1], said.past_key_values
             if step == 0:
                 following.append(logits.log_softmax(-1))
@@ -75,3 +80,8 @@ def said_by_transformers(base: Path, prompts: list[list[int]], tokens: int) -> E
         answers += text[:, length:].tolist()
         leads.append(torch.stack(steps, dim=1))
     return Expected(answers, torch.cat(leads), torch.cat(following), banned)
+
+
+def _last_positions(text: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Positions of the tokens `new` at the end of `text`: [prompts, tokens]."""
+    return torch.arange(text.shape[1])[-new.shape[1] :].expand(new.shape)

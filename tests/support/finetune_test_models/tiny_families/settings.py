@@ -96,6 +96,7 @@ TINY_FAMILIES: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
         "granitemoehybrid",
         lambda head: _mamba(head) | {"num_local_experts": 4, "shared_intermediate_size": 6 * head},
     ),
+    "bamba": ("bamba", lambda head: _mamba(head) | {"mamba_n_groups": 1, "attn_layer_indices": [1]}),
     "falcon_h1": (
         "falcon_h1",
         lambda head: _mamba(head) | {"mamba_n_heads": 12, "mamba_d_ssm": 12 * head, "head_dim": head},

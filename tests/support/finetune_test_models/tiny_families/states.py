@@ -79,6 +79,9 @@ STATES: dict[str, FamilyModel] = {
         ["full_attention"] * 2, position_embedding_type="rope", num_local_experts=0, num_experts_per_tok=0,
         tie_word_embeddings=True, shared_intermediate_size=512, **_TIED,
     ),
+    "bamba-9b": FamilyModel(
+        "bamba", "llama-3", {"num_hidden_layers": 3}, spare_rows=24, published={"attn_rotary_emb": 32}
+    ),
     "falcon-h1-0.5b": FamilyModel("falcon_h1", "llama-3", _FALCON | {"mamba_n_groups": 1}),
     "falcon-h1-34b": FamilyModel(
         "falcon_h1", "llama-3",

@@ -83,6 +83,8 @@ OF_ONE_FAMILY = {
     },
 }
 """Keys with another value, or none, in one of the files of one family."""
+OTHER_TENSORS = {"bamba-9b": ["blk.1.attn_k.weight", "blk.1.attn_q.weight"]}
+"""Tensors with other bytes: the converter reorders whole heads for a RoPE that turns the first half of each."""
 DEFAULTS = {"rope.freq_base": 10000.0, "add_space_prefix": True, "add_sep_token": False}
 
 
@@ -151,10 +153,10 @@ def different_keys(pair: Pair) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def test_tensors_are_the_same_bytes(pairs: dict[str, Pair]) -> None:
+def test_tensors_are_the_same_bytes(family: str, pairs: dict[str, Pair]) -> None:
     for kind, pair in pairs.items():
         assert len(pair[0].tensors) >= 15
-        assert different_tensors(pair) == [], kind
+        assert sorted(different_tensors(pair)) == OTHER_TENSORS.get(family, []), kind
 
 
 def test_metadata_is_the_same_but_for_the_listed_keys(family: str, pairs: dict[str, Pair]) -> None:

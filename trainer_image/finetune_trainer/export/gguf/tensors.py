@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from finetune_trainer.export.gguf.family_row import GgufFamily, Split
+from finetune_trainer.export.gguf.rope.metadata import rotated_dimensions
 from finetune_trainer.export.gguf.state_layers.scales import factors_of
 from finetune_trainer.export.gguf.state_layers.tensors import CHANGES as STATE_CHANGES
 from finetune_trainer.export.gguf.state_layers.tensors import join_projected, projected_parts
@@ -70,7 +71,7 @@ class TensorConverter:
         if self._family.permuted_heads:
             for part, heads in self._heads.items():
                 if part in name:  # weight [heads * size, hidden] or bias [heads * size]
-                    return interleave_heads(weights, heads)
+                    return self._reorder_turning(interleave_heads, weights, heads)
 
         if self._has_offset(name):
             return weights.to(torch.float32) + self._family.norm_offset
@@ -90,7 +91,7 @@ class TensorConverter:
         if self._family.permuted_heads:
             for part, heads in self._heads.items():
                 if part in name:
-                    return separate_heads(weights, heads)
+                    return self._reorder_turning(separate_heads, weights, heads)
 
         if self._has_offset(name):
             return weights.to(torch.float32) - self._family.norm_offset
@@ -100,6 +101,16 @@ class TensorConverter:
         for factor in reversed(factors_of(self._family, self._config, name)):
             weights = weights.to(torch.float32) / factor
         return weights
+
+    def _reorder_turning(
+        self, reorder: Callable[[torch.Tensor, int], torch.Tensor], weights: torch.Tensor, heads: int
+    ) -> torch.Tensor:
+        """Rows [heads * size, ...] with those reordered that RoPE turns: the first of each head (Bamba: one half)."""
+        by_head = weights.reshape(heads, -1, *weights.shape[1:])
+        count = rotated_dimensions(self._config)
+
+        turning = reorder(by_head[:, :count].flatten(0, 1), heads).reshape(heads, count, *weights.shape[1:])
+        return torch.cat([turning, by_head[:, count:]], dim=1).reshape(weights.shape)
 
     def _changes(self, name: str) -> tuple[str, ...]:
         return next((changes for end, changes in self._family.changes.items() if name.endswith(end)), ())

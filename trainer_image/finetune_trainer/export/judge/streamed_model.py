@@ -31,6 +31,8 @@ from finetune_trainer.stopping import raise_if_requested
 HEAD_POSITIONS = 256
 """Positions whose logits are in memory together: 256 MB in fp32 for a vocabulary of 256 000."""
 EMBEDDING_DIMENSIONS = 3
+PAIRS = ("bamba",)
+"""Model types whose decoder takes two values from every layer: hidden states, and attention's weights or None."""
 State = dict[str, torch.Tensor]
 
 
@@ -116,10 +118,10 @@ class StreamedModel:
         """Embed every row, and note the arguments of its layers."""
         for row in rows:
 
-            def note(hidden: torch.Tensor, *arguments: Any, row: _Row = row, **named: Any) -> torch.Tensor:
+            def note(hidden: torch.Tensor, *arguments: Any, row: _Row = row, **named: Any) -> Any:
                 row.hidden = hidden if row.hidden is None else row.hidden
                 row.calls.append((arguments, named))
-                return row.hidden
+                return (row.hidden, None) if self._model.config.model_type in PAIRS else row.hidden
 
             with self._layers_as([note] * len(self._layers)):
                 functional_call(self._decoder, state, (), {"input_ids": row.ids, "use_cache": False})

@@ -125,6 +125,17 @@ STATES: dict[str, GgufFamily] = {
         products=_INNER_SIZE,
         changes=_MAMBA_CHANGES,
     ),
+    "bamba": GgufFamily(
+        MODEL_ARCH.GRANITE_HYBRID,
+        permuted_heads=True,
+        rope_dimensions=True,
+        rope_switch=True,
+        state_layers="linear_attention",
+        settings=_MAMBA_SIZES,
+        products=_INNER_SIZE,
+        changes=_MAMBA_CHANGES,
+        fixed=_MAMBA_FIXED | {"mamba_expand": 2, "attention_bias": False, "mlp_bias": False},
+    ),
     "falcon_h1": GgufFamily(
         MODEL_ARCH.FALCON_H1,
         settings=_MAMBA_SIZES,
