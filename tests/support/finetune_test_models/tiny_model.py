@@ -99,8 +99,9 @@ def write_random_weights(
     set_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # Hugging Face
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1 or parameter.shape[0] == 1:
+        for name, parameter in model.named_parameters():
+            is_row = name.endswith("bias") and parameter.shape[0] == 1  # Ernie 4.5's, which chooses experts
+            if parameter.dim() == 1 or is_row:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
         for name in sorted(dict(model.named_buffers()).keys() & model.state_dict().keys()):
             buffer = model.get_buffer(name)  # biases that choose experts, scales of layers

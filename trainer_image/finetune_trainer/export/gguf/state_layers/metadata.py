@@ -36,8 +36,8 @@ def check_state_layers(family: GgufFamily, config: Mapping[str, Any]) -> None:
 
     if family.step_floor is not None and config[family.step_floor] > SMALL_STEP:
         log.warning(
-            "llama.cpp does not raise steps of Mamba 2 to %s %s: its answers differ a little from those of "
-            "transformers, and agree with NVIDIA's own",
+            "llama.cpp does not raise the steps of Mamba 2 to %s %s: its answers differ a little from those of "
+            "transformers",
             family.step_floor,
             config[family.step_floor],
         )
