@@ -9,9 +9,9 @@ from gguf import GGUFType, GGUFWriter
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.layers.experts import add_experts
 from finetune_trainer.export.gguf.layers.first_layers import add_first_layers
+from finetune_trainer.export.gguf.layers.kinds import MLP_KINDS, has_expert_layers, layer_kinds
 from finetune_trainer.export.gguf.layers.layer_sizes import add_layer_sizes, mlp_width_of_layers
 from finetune_trainer.export.gguf.rope.metadata import add_rope_metadata, rotated_dimensions
-from finetune_trainer.export.gguf.state_layers.kinds import MLP_KINDS, has_expert_layers, layer_kinds
 from finetune_trainer.export.gguf.state_layers.metadata import add_state_layers, context_length, count_kv_heads
 
 GGUF_QUANTIZATION_VERSION = 2

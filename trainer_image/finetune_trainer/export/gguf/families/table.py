@@ -17,7 +17,7 @@ from finetune_trainer.export.gguf.families.mixtures import MIXTURES
 from finetune_trainer.export.gguf.families.states import STATES
 from finetune_trainer.export.gguf.family_row import GgufFamily
 from finetune_trainer.export.gguf.layers.experts import count_experts
-from finetune_trainer.export.gguf.state_layers.kinds import layer_kinds
+from finetune_trainer.export.gguf.layers.kinds import layer_kinds
 
 GGUF_FAMILIES: dict[str, GgufFamily] = DENSE | MIXTURES | STATES | GEMMA
 """By `model_type` of config.json."""

@@ -7,7 +7,7 @@ from gguf import GGUFWriter
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.family_row import GgufFamily
-from finetune_trainer.export.gguf.state_layers.kinds import has_expert_layers
+from finetune_trainer.export.gguf.layers.kinds import has_expert_layers
 
 EXPERT_COUNTS = (
     ("expert_count", ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")),

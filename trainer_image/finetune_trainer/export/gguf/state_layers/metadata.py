@@ -8,8 +8,8 @@ from gguf import GGUFWriter
 
 from finetune_trainer.export.errors import UnsupportedArchitectureError
 from finetune_trainer.export.gguf.family_row import GgufFamily
+from finetune_trainer.export.gguf.layers.kinds import MLP_KINDS, has_rope, layer_kinds
 from finetune_trainer.export.gguf.layers.layer_sizes import kv_heads_of_layers
-from finetune_trainer.export.gguf.state_layers.kinds import MLP_KINDS, has_rope, layer_kinds
 
 log = logging.getLogger(__name__)
 RECURRENT_LAYERS = "{arch}.attention.recurrent_layers"

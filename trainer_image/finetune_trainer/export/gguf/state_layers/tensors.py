@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from finetune_trainer.export.gguf.state_layers.kinds import count_groups
+from finetune_trainer.export.gguf.layers.kinds import count_groups
 
 Change = Callable[[torch.Tensor, Mapping[str, Any]], torch.Tensor]
 
