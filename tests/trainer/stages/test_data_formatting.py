@@ -173,9 +173,11 @@ def loss_of(model: Any, batch: dict[str, Any]) -> float:
         return float(supervised_loss(model, batch, labels, supervised, num_items=1))
 
 
-# Documents are kept apart by our own batches of linear attention, and by our attention with sinks, which tests/kernels
-# tries; transformers' own refuse packs, or ignore their bounds.
-OF_KERNELS = ("qwen3_5", "qwen3_next", "gpt_oss")
+# Documents are kept apart by our own batches of linear attention, Mamba and short convolutions, and by our attention
+# with sinks, which tests/kernels tries; transformers' own refuse packs, or ignore their bounds.
+OF_KERNELS = ("qwen3_5", "qwen3_next", "gpt_oss", "bamba", "falcon_h1", "granitemoehybrid", "nemotron_h", "lfm2_moe")
+LAYERS = {"gemma3n": 25}
+"""Layers of families whose settings are lists of so many."""
 PACKED = sorted(
     name
     for name, (model_type, _) in TINY_FAMILIES.items()
@@ -185,7 +187,8 @@ PACKED = sorted(
 
 @pytest.fixture(scope="module", params=PACKED)
 def family_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Any:
-    folder = make_tiny_model(tmp_path_factory.mktemp(request.param), family=request.param, texts=texts)
+    layers = {"num_hidden_layers": LAYERS.get(request.param, 2)}
+    folder = make_tiny_model(tmp_path_factory.mktemp(request.param), family=request.param, texts=texts, **layers)
     spec = ModelSpec.model_validate({"source": f"file://{folder}", "quantization": "None"})
     return load_model(folder, spec, Precision.FP32, gpus=0).model.eval()
 

@@ -139,7 +139,7 @@ def test_a_loss_that_stays_keeps_fp8(run: Any) -> None:
     [
         (Wrong(loss=0.011), "first batch by 1.10%"),
         (Wrong(loss=float("nan")), "first batch by nan%"),
-        (Wrong(norm=0.03), "norm by 2.9"),  # rounded to bfloat16
+        (Wrong(norm=0.035), "norm by 3."),  # rounded to bfloat16: 0.03 gave 2.9 and 3.0 on two machines
         (Wrong(turn=0.15), "cosine is 0.98"),
     ],
 )

@@ -246,7 +246,7 @@ def test_a_difference_that_everyone_accepts_is_a_warning(refusal: Check, caplog:
         assert refusal(config_of("nemotron-3-nano")) is None
         assert "time_step_min" not in caplog.text
         assert refusal(config_of("nemotron-3-nano", time_step_min=0.001)) is None
-    assert "does not raise steps of Mamba 2 to time_step_min 0.001" in caplog.text
+    assert "does not raise the steps of Mamba 2 to time_step_min 0.001" in caplog.text
     assert "no sliding window for this architecture: beyond 64 tokens" in caplog.text
     assert "slow RoPE by the length of a text: beyond 2048 tokens" in caplog.text
     assert "llama.cpp rounds the range of frequencies" in caplog.text
