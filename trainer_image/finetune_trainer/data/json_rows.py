@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.data.data_files import UnreadableFileError, open_bytes
-from finetune_trainer.data.strict_json import finite, load_strict, refuse_constant, refuse_surrogates, unique_keys
+from finetune_trainer.data.strict_json import DECODER, load_strict, refuse_surrogates
 from finetune_trainer.data.truncation import Truncated, ValueEnd, count_characters, long_bytes, truncate_json
 
 MAX_ROW_BYTES = 64 * 2**20
@@ -130,7 +130,6 @@ class _Text:
         self._file = file
         self._max_characters = max_characters
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._json = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=refuse_constant, parse_float=finite)
         self._buffer = ""
         self.start = 0
 
@@ -152,7 +151,7 @@ class _Text:
                 return self._take_long_value(number, self._max_characters)
 
             try:
-                value, end = self._json.raw_decode(self._buffer, self.start)
+                value, end = DECODER.raw_decode(self._buffer, self.start)
                 refuse_surrogates(self._buffer[self.start : end], value)
                 length = end - self.start
                 if end < len(self._buffer) or not self._read(PIECE_BYTES):

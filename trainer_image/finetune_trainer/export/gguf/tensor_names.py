@@ -57,6 +57,7 @@ class TensorNames:
         self._family = family
         self._names = get_tensor_name_map(family.architecture, config["num_hidden_layers"])
         self._layers = int(config["num_hidden_layers"])
+        self._spellings = SPELLINGS | dict(family.spellings)
         self._is_tied = bool(config["tie_word_embeddings"])
 
     def split(self, name: str) -> tuple[str, Split] | None:
@@ -95,8 +96,7 @@ class TensorNames:
         if scale is not None:
             return f"{self._rename(name.removesuffix(scale[0]) + scale[1]).removesuffix('.weight')}.scale"
 
-        spellings = SPELLINGS | dict(self._family.spellings)
-        spelt = next((name.removesuffix(end) + other for end, other in spellings.items() if name.endswith(end)), name)
+        spelt = next((name.removesuffix(end) + new for end, new in self._spellings.items() if name.endswith(end)), name)
         renamed = self._names.get_name(spelt, try_suffixes=(".weight", ".bias"))
 
         # Mixtral's experts are in the table without their folder.

@@ -15,16 +15,10 @@ import torch
 from finetune_trainer.export.gguf.family_row import GgufFamily, Split
 from finetune_trainer.export.gguf.rope.metadata import rotated_dimensions
 from finetune_trainer.export.gguf.state_layers.scales import factors_of
-from finetune_trainer.export.gguf.state_layers.tensors import CHANGES as STATE_CHANGES
-from finetune_trainer.export.gguf.state_layers.tensors import join_projected, projected_parts
+from finetune_trainer.export.gguf.state_layers.tensors import CHANGES, join_projected, projected_parts
 from finetune_trainer.export.gguf.tensor_names import Destination, TensorNames
 
 Change = Callable[[torch.Tensor], torch.Tensor]
-
-CHANGES = STATE_CHANGES | {
-    "only_row": (lambda weights, config: weights.squeeze(0), lambda weights, config: weights.unsqueeze(0)),
-}
-"""Each change and what undoes it, by the name that rows give it; `only_row` is of a bias stored as [1, size]."""
 
 
 @dataclass(frozen=True)

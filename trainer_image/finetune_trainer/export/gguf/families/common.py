@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from gguf import ExpertGatingFuncType
+
 from finetune_trainer.export.gguf.family_row import Split
 
 GATE_UP = ("experts.gate_proj.weight", "experts.up_proj.weight")
@@ -15,6 +17,13 @@ EXPERT_WIDTHS = {
     "moe_intermediate_size": "expert_feed_forward_length",
     "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
 }
+ROUTED = {
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "n_shared_experts": "expert_shared_count",
+    "routed_scaling_factor": "expert_weights_scale",
+    "norm_topk_prob": "expert_weights_norm",
+}
+SIGMOID = {"expert_gating_func": ExpertGatingFuncType.SIGMOID}
 ALL_ROUTED = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 LLAMA: dict[str, Any] = {"permuted_heads": True, "rope_dimensions": True, "rope_tensors": True}
 SHARED_EXPERT_SPLITS = {

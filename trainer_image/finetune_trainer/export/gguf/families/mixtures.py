@@ -10,26 +10,25 @@ from finetune_trainer.export.gguf.families.common import (
     GATE_UP,
     GRANITE_SCALES,
     LLAMA,
+    ROUTED,
     SHARED_EXPERT_SPLITS,
+    SIGMOID,
 )
 from finetune_trainer.export.gguf.family_row import GgufFamily, Split
 
 _LATENT_SPLIT = Split(
     ("self_attn.k_b_proj.weight", "self_attn.v_b_proj.weight"), per_head=("qk_nope_head_dim", "v_head_dim")
 )
-_ROUTED = {
-    "moe_intermediate_size": "expert_feed_forward_length",
-    "n_shared_experts": "expert_shared_count",
-    "routed_scaling_factor": "expert_weights_scale",
-    "norm_topk_prob": "expert_weights_norm",
-}
-_SIGMOID = {"expert_gating_func": ExpertGatingFuncType.SIGMOID}
 _LATENT: dict[str, Any] = {
     "latent_attention": True,
     "leading_dense": True,
     "rope_dimensions": True,
     "splits": {"self_attn.kv_b_proj.weight": _LATENT_SPLIT},
-    "settings": _ROUTED,
+    "settings": ROUTED,
+}
+_LATENT_SIGMOID: dict[str, Any] = _LATENT | {
+    "constants": SIGMOID,
+    "fixed": {"rope_interleave": True, "attention_bias": False},
 }
 _GRANITE: dict[str, Any] = {
     "permuted_heads": True,
@@ -81,19 +80,19 @@ MIXTURES: dict[str, GgufFamily] = {
         },
     ),
     "glm4_moe": GgufFamily(
-        MODEL_ARCH.GLM4_MOE, rope_dimensions=True, leading_dense=True, settings=_ROUTED, constants=_SIGMOID
+        MODEL_ARCH.GLM4_MOE, rope_dimensions=True, leading_dense=True, settings=ROUTED, constants=SIGMOID
     ),
     "solar_open": GgufFamily(
         MODEL_ARCH.GLM4_MOE,
         rope_dimensions=True,
-        settings=_ROUTED,
-        constants=_SIGMOID | {"leading_dense_block_count": 0},
+        settings=ROUTED,
+        constants=SIGMOID | {"leading_dense_block_count": 0},
     ),
     "dots1": GgufFamily(
         MODEL_ARCH.DOTS1,
         leading_dense=True,
-        settings=_ROUTED,
-        constants=_SIGMOID,
+        settings=ROUTED,
+        constants=SIGMOID,
         fixed={"tie_word_embeddings": False, "attention_bias": False},
         same={"num_key_value_heads": "num_attention_heads"},
     ),
@@ -125,15 +124,15 @@ MIXTURES: dict[str, GgufFamily] = {
         leading_dense=True,
         window_pattern=True,
         scaled_rope=False,
-        settings=_ROUTED | {"num_shared_experts": "expert_shared_count"},
+        settings=ROUTED | {"num_shared_experts": "expert_shared_count"},
         products={"expert_shared_feed_forward_length": ("moe_intermediate_size", "num_shared_experts")},
-        constants=_SIGMOID,
+        constants=SIGMOID,
     ),
     "minimax_m2": GgufFamily(
         MODEL_ARCH.MINIMAXM2,
         rope_dimensions=True,
         settings={"intermediate_size": "expert_feed_forward_length"},
-        constants=_SIGMOID,
+        constants=SIGMOID,
         fixed={"tie_word_embeddings": False},
     ),
     "deepseek_v2": GgufFamily(
@@ -142,16 +141,6 @@ MIXTURES: dict[str, GgufFamily] = {
         fixed={"topk_method": "greedy", "norm_topk_prob": False, "attention_bias": False},
         **_LATENT,
     ),
-    "deepseek_v3": GgufFamily(
-        MODEL_ARCH.DEEPSEEK2,
-        constants=_SIGMOID,
-        fixed={"rope_interleave": True, "attention_bias": False},
-        **_LATENT,
-    ),
-    "glm4_moe_lite": GgufFamily(
-        MODEL_ARCH.DEEPSEEK2,
-        constants=_SIGMOID,
-        fixed={"rope_interleave": True, "attention_bias": False},
-        **_LATENT,
-    ),
+    "deepseek_v3": GgufFamily(MODEL_ARCH.DEEPSEEK2, **_LATENT_SIGMOID),
+    "glm4_moe_lite": GgufFamily(MODEL_ARCH.DEEPSEEK2, **_LATENT_SIGMOID),
 }

@@ -3,14 +3,16 @@
 import math
 from typing import Any
 
-from gguf import MODEL_ARCH, ExpertGatingFuncType
+from gguf import MODEL_ARCH
 
 from finetune_trainer.export.gguf.families.common import (
     ALL_ROUTED,
     EXPERT_WIDTHS,
     GATE_UP,
     GRANITE_SCALES,
+    ROUTED,
     SHARED_EXPERT_SPLITS,
+    SIGMOID,
 )
 from finetune_trainer.export.gguf.family_row import Form, GgufFamily, Split
 
@@ -157,13 +159,10 @@ STATES: dict[str, GgufFamily] = {
         changes={end.replace("mamba", "mixer"): changes for end, changes in _MAMBA_CHANGES.items()},
         spellings={f".mixer.experts.{part}.weight": f".mlp.experts.{part}.weight" for part in ("up_proj", "down_proj")},
         settings=_NEMOTRON_SIZES
+        | ROUTED
         | {
-            "moe_intermediate_size": "expert_feed_forward_length",
             "moe_shared_expert_intermediate_size": "expert_shared_feed_forward_length",
             "moe_latent_size": "moe_latent_size",
-            "n_shared_experts": "expert_shared_count",
-            "routed_scaling_factor": "expert_weights_scale",
-            "norm_topk_prob": "expert_weights_norm",
         },
         fixed={
             "mlp_hidden_act": "relu2",
@@ -187,7 +186,7 @@ STATES: dict[str, GgufFamily] = {
         state_layers="conv",
         leading_dense=True,
         settings={"conv_L_cache": "shortconv_l_cache", "moe_intermediate_size": "expert_feed_forward_length"},
-        constants={"expert_gating_func": ExpertGatingFuncType.SIGMOID},
+        constants=SIGMOID,
         changes={".conv.conv.weight": ("flat_kernel",)},
         fixed={"conv_bias": False, "norm_topk_prob": True, "routed_scaling_factor": 1.0, "use_expert_bias": True},
     ),

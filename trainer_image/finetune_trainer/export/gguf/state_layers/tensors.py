@@ -72,6 +72,16 @@ def stored_rows(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tenso
     return weights[: config["vocab_size_per_layer_input"]]
 
 
+def only_row(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """A bias that is stored as [1, size], as [size] (Ernie 4.5)."""
+    return weights.squeeze(0)
+
+
+def as_row(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
+    """A bias [size] as [1, size]: undoes `only_row`."""
+    return weights.unsqueeze(0)
+
+
 def scale_parts(weights: torch.Tensor, config: Mapping[str, Any]) -> torch.Tensor:
     """Rows of Mamba 2's projection times the factor of their part, fp32."""
     return weights.to(torch.float32) * _part_factors(config).to(weights.device)
@@ -120,6 +130,7 @@ CHANGES: dict[str, tuple[Change, Change]] = {
     "decay": (decay, logarithm),
     "flat_kernel": (flat_kernel, channel_kernel),
     "column": (column, row),
+    "only_row": (only_row, as_row),
     "by_group": (by_group, ungrouped),
     "scale_parts": (scale_parts, divide_parts),
     "tile_rows": (tile_rows, group_rows),
