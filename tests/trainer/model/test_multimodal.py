@@ -1,5 +1,6 @@
 """The language model of a checkpoint that also reads images computes on text what the whole checkpoint computes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.models.gemma3n import modeling_gemma3n
 from finetune_test_models.published.multimodal_models import MULTIMODAL, make_multimodal_model
 from finetune_trainer.export.base_model.causal_model import load_causal_model
 from finetune_trainer.export.base_model.folder import open_base_model
+from finetune_trainer.model.configuration.reading import read_published_config
 from finetune_trainer.model.multimodal import (
     LANGUAGE_MODEL_AT,
     language_model_names,
@@ -56,6 +58,16 @@ def test_logits_on_text_are_those_of_the_whole(name: str, tmp_path: Path, texts:
             published = name_in_checkpoint(model_type, module)
             assert published in modules, published
             assert name_in_language_model(published) == module
+
+
+def test_an_outer_id_of_no_token_is_not_the_language_models(tmp_path: Path, texts: list[str]) -> None:
+    folder = make_multimodal_model("smolvlm", tmp_path / "smolvlm", texts)
+    written = json.loads((folder / "config.json").read_text())
+    for outer, expected in ((128_002, 5), (7, 7)):
+        written |= {"pad_token_id": outer, "text_config": written["text_config"] | {"pad_token_id": 5}}
+        (folder / "config.json").write_text(json.dumps(written))
+        assert read_published_config(folder).pad_token_id == expected
+        assert load_causal_model(open_base_model(folder), torch.device("cpu"), torch.float32)
 
 
 def test_towers_are_no_part_of_the_language_model() -> None:

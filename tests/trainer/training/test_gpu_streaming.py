@@ -63,6 +63,8 @@ def test_a_streamed_run_is_a_resident_one_in_less_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     config = run_config(training=TRAINING, dataset={"evaluation": {"fraction": 0.2}})
+    gc.collect()
+    held = torch.cuda.memory_allocated()  # by what other tests of this process keep
     _, streamed = run(config, tmp_path / "streamed")
 
     def stay(shape: Any, **_: Any) -> Any:
@@ -89,7 +91,7 @@ def test_a_streamed_run_is_a_resident_one_in_less_memory(
         assert each.memory is not None
         assert each.memory.mode is MemoryMode.SMALLEST
         assert each.memory.measured_peak_bytes is not None
-        assert each.memory.measured_peak_bytes <= each.memory.predicted_peak_bytes + BESIDE
+        assert each.memory.measured_peak_bytes <= each.memory.predicted_peak_bytes + BESIDE + held
         peaks.append(each.memory.measured_peak_bytes)
     print("peaks:", peaks, "predicted to save:", saved)
     assert peaks[1] - peaks[0] > 0.8 * saved

@@ -1,7 +1,6 @@
 """One run of the comparison: trained, merged into the original 16-bit weights, loaded anew and evaluated."""
 
 import gc
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -12,8 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from finetune_trainer.training import fp8_gate
 from held_out.job import Rows, finished, job
+from open_gate import open_fp8_gate
 
 VARIANTS = {"bf16": "BF16", "fp8": "FP8", "fp32": "FP32"}
 """Name -> the job's precision. fp32 is for a CPU, which computes neither bfloat16 nor FP8 as a GPU does."""
@@ -48,7 +47,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     Raises RuntimeError if the job fails or computes in another precision.
     """
     if cell.variant == "fp8":
-        fp8_gate.LIMITS = fp8_gate.Limits(loss=math.inf, cosine=-1, norm=math.inf)
+        open_fp8_gate()
     training = {
         "maxSteps": cell.steps,
         "learningRate": cell.learning_rate,

@@ -68,6 +68,7 @@ def measure(system: str, row: Row, folder: Path, steps: int, profile: Path | Non
     torch.cuda.reset_peak_memory_stats()
     _say("TRAINING")
     trainer.train()
+    _check_precision(system, trainer)
     tokens = counted.per_batch * row.accumulation * row.gpus
     found = summarise(watch.ends, trainer.state.log_history, tokens, WARM_UP, steps)
     found["peak_gib"] = round(largest(torch.cuda.max_memory_allocated()) / 2**30, 2)
@@ -77,6 +78,13 @@ def measure(system: str, row: Row, folder: Path, steps: int, profile: Path | Non
         launching = statistics.median(watch.launched[WARM_UP : WARM_UP + steps])
         profiler.write(profile, f"{system}-{row.model}-{row.length}", launching)
     return found
+
+
+def _check_precision(system: str, trainer: Any) -> None:
+    """Raises RuntimeError if FP8 was asked for and not computed in: what was measured would have another's name."""
+    decision = trainer.engine.fp8_decision if system.endswith("-fp8") else None
+    if decision is not None and not decision.is_fp8:
+        raise RuntimeError(f"{system} was computed in {decision.precision}: {decision.reason}")
 
 
 def _say(line: str) -> None:

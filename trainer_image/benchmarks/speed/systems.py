@@ -112,12 +112,14 @@ def _unsloth(system: str, row: Row, folder: Path, steps: int) -> Any:
 
 
 def _ours(system: str, row: Row, folder: Path, steps: int) -> Any:
-    """This project's trainer, as a job runs it."""
+    """This project's trainer, as a job runs it, but for FP8's gate."""
+    from open_gate import open_fp8_gate
     from finetune_trainer.stages.adapter_injection import inject_adapter
     from finetune_trainer.stages.model_loading import load_model
     from finetune_trainer.training.engine import prepare_engine
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    open_fp8_gate()
     config = run_config(system, row, folder, steps)
     if row.on_device:
         from speed.models import on_device
@@ -156,7 +158,7 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
 
 
 def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any, output: Path | None = None) -> Any:
-    """QloraTrainer for `data`, which writes to `output`; `planned` is the plan's peak in bytes."""
+    """QloraTrainer for `data`, which writes to `output`; `planned` is the plan's peak in bytes, `engine` the engine."""
     from finetune_trainer.job.progress_tracker import ProgressTracker
     from finetune_trainer.job.stop_signal import StopSignal
     from finetune_trainer.stages.training_configuration import configure_training
@@ -170,5 +172,5 @@ def our_trainer(model: Any, loaded: Any, engine: Any, config: Any, data: Any, ou
         model=model, engine=engine, args=arguments, callback=callback, train_dataset=data,
         processing_class=loaded.tokenizer,
     )  # fmt: skip
-    trainer.planned = engine.plan.peak_bytes if engine.plan else None
+    trainer.planned, trainer.engine = engine.plan.peak_bytes if engine.plan else None, engine
     return trainer

@@ -57,12 +57,19 @@ def _language_model_config(whole: PreTrainedConfig, written: Mapping[str, Any]) 
         text = _as_plain(text, plain, whole)
 
     for name in _OUTER_KEYS:
-        if written.get(name) is not None:
-            setattr(text, name, written[name])
+        value = written.get(name)
+        if value is not None and _is_in_vocabulary(name, value, text.vocab_size):
+            setattr(text, name, value)
     if not any(_TIES in each for each in (written, written.get("text_config") or {})):
         setattr(text, _TIES, getattr(whole, _TIES, False))
     text.architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]]
     return text
+
+
+def _is_in_vocabulary(key: str, value: Any, rows: int) -> bool:
+    """False for the id of a token that the language model does not have, such as SmolVLM's own 128002 for padding in
+    the outer config of transformers before 5.22: no embedding could be made with it."""
+    return key == _TIES or not isinstance(value, int) or value < rows
 
 
 def _as_plain(text: PreTrainedConfig, model_type: str, whole: PreTrainedConfig) -> PreTrainedConfig:

@@ -40,8 +40,11 @@ from finetune_trainer.training.samples import sampling_mode
 log = logging.getLogger(__name__)
 EXACT = 1e-3
 """Accepted difference between passes of the same shape. GPU kernels of experts may choose tiles by the routing."""
-ROUNDED = 0.05
-"""Accepted difference between passes of different shapes. Measured in bfloat16: at most 7e-3 over 4 layers."""
+ROUNDED = 0.15
+"""Accepted difference between passes of different shapes. Measured in bfloat16: at most 7e-3 over 4 layers, and 5.6e-2
+over the 32 of Qwen 3.5 9B, with random weights."""
+LEAK = 0.05
+"""Difference between passes of the same shape that no rounding makes."""
 CONTROL = 4.0
 """Accepted ratio to the same difference of a document that cannot see the other."""
 Document = list[int]
@@ -106,7 +109,7 @@ class _Probe:
         if one.isnan().any():
             message = f"before training, the logits of {self._loaded.architecture} are no numbers (NaN)"
             raise TrainerError(FailureReason.NON_FINITE_LOSS, message)
-        return _distance(other[: LENGTHS[1]], one[: LENGTHS[1]]) > ROUNDED
+        return _distance(other[: LENGTHS[1]], one[: LENGTHS[1]]) > LEAK
 
     def why_not(self, kind: Batching) -> str | None:
         """Returns why documents are not apart in a batching of this `kind`; None if they are."""
@@ -130,7 +133,7 @@ class _Probe:
         )  # fmt: skip
 
         # Comparisons with NaN are false, so logits that are NaN are never apart.
-        if not (control <= ROUNDED and seen <= max(EXACT, CONTROL * control)):
+        if not (control <= LEAK and seen <= max(EXACT, CONTROL * control)):
             return f"they see each other (logits change by {max(seen, control):.0%} with the other document)"
         if not (rounding <= ROUNDED and moved <= max(ROUNDED, CONTROL * rounding)):
             return f"they are not computed as each alone (logits differ by {max(moved, rounding):.0%})"
