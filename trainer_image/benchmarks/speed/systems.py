@@ -113,10 +113,10 @@ def _unsloth(system: str, row: Row, folder: Path, steps: int) -> Any:
 
 def _ours(system: str, row: Row, folder: Path, steps: int) -> Any:
     """This project's trainer, as a job runs it, but for FP8's gate."""
-    from open_gate import open_fp8_gate
     from finetune_trainer.stages.adapter_injection import inject_adapter
     from finetune_trainer.stages.model_loading import load_model
     from finetune_trainer.training.engine import prepare_engine
+    from open_gate import open_fp8_gate
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     open_fp8_gate()
