@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch.nn import functional
 
 from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
-from finetune_kernels.primitives.attention import flash, ragged
+from finetune_kernels.ops.rotary_embedding import Heads
+from finetune_kernels.primitives.attention import flash, flash4, ragged
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
@@ -21,7 +23,13 @@ def attention_cases(sizes: Sizes) -> Iterator[Case]:
         yield from _backend_cases(sizes, f"cuDNN, {longest}", lengths)
     yield from _backend_cases(sizes, "FlashAttention, 2 documents", (half - 1, half + 1))
     yield from _backend_cases(sizes, "FlashAttention, 1 document", (1, sizes.tokens - 1))
-    yield from _ragged_cases(sizes, "mixed documents", _mixed_lengths(sizes.tokens))
+
+    mixed = _mixed_lengths(sizes.tokens)
+    yield from _packed_cases(sizes, ragged, "cuDNN ragged, mixed documents", mixed)
+    yield from _packed_cases(sizes, flash4, "FlashAttention 4, mixed documents", mixed)
+    yield from _packed_cases(sizes, flash4, "FlashAttention 4, 1 document", (sizes.tokens,))
+    yield from _packed_cases(sizes, flash4, "FlashAttention 4, window", (sizes.tokens,), sizes.tokens // 8)
+    yield from _packed_cases(sizes, flash4, "FlashAttention 4, heads of 256", (sizes.tokens,), heads=Heads(16, 4, 256))
 
 
 def _mixed_lengths(tokens: int) -> tuple[int, ...]:
@@ -37,26 +45,36 @@ def _sequences(sizes: Sizes, lengths: tuple[int, ...]) -> PackedSequences:
     return PackedSequences(cu_seqlens, max(lengths), sum(lengths))
 
 
-def _ragged_cases(sizes: Sizes, name: str, lengths: tuple[int, ...]) -> Iterator[Case]:
-    """Yields cases of cuDNN's ragged layout beside FlashAttention, where the package for it is installed."""
-    heads, params, sequences = sizes.heads, AttentionParams(sizes.heads.size**-0.5), _sequences(sizes, lengths)
+def _packed_cases(
+    sizes: Sizes, kernel: ModuleType, name: str, lengths: tuple[int, ...], window: int | None = None,
+    heads: Heads | None = None,
+) -> Iterator[Case]:  # fmt: skip
+    """Yields cases of a kernel for packed sequences beside the FlashAttention that PyTorch ships, where the kernel's
+    package is installed."""
+    heads = heads or sizes.heads
+    params, sequences = AttentionParams(heads.size**-0.5, window), _sequences(sizes, lengths)
     qkv = heads.split(sizes.random(sizes.tokens, heads.width))
-    if not ragged.takes(qkv, sequences, params):
+    if not kernel.takes(qkv, sequences, params):
         return
     dout = sizes.random(sizes.tokens, heads.query, heads.size)
-    out, saved = ragged.forward(qkv, sequences, params)
+    out, saved = kernel.forward(qkv, sequences, params)
     theirs, their_saved = flash.forward(qkv, sequences, params)
 
-    forward = 2.0 * sum(length**2 for length in lengths) * heads.query * heads.size
+    # pairs of a query and a key
+    pairs = sum(
+        length**2 / 2 if window is None or length <= window else window * (length - window / 2) for length in lengths
+    )
+    forward = 4.0 * pairs * heads.query * heads.size
     shape = f"{len(lengths)} of {min(lengths)} to {max(lengths)}, {heads.query}/{heads.key_value} x {heads.size}"
+    shape += f", {window} keys" if window else ""
     yield Case(
-        f"attention, cuDNN ragged, {name}", "forward", shape, forward, "TFLOP/s",
-        lambda: ragged.forward(qkv, sequences, params), lambda: flash.forward(qkv, sequences, params),
+        f"attention, {name}", "forward", shape, forward, "TFLOP/s",
+        lambda: kernel.forward(qkv, sequences, params), lambda: flash.forward(qkv, sequences, params),
         rival_name="FlashAttention",
     )  # fmt: skip
     yield Case(
-        f"attention, cuDNN ragged, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
-        lambda: ragged.backward(dout, qkv, out, saved, sequences, params),
+        f"attention, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
+        lambda: kernel.backward(dout, qkv, out, saved, sequences, params),
         lambda: flash.backward(dout, qkv, theirs, their_saved, sequences, params),
         rival_name="FlashAttention",
     )  # fmt: skip

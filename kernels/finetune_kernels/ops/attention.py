@@ -8,10 +8,11 @@ row, which its log-sum-exp tells; backward needs log-sum-exp and out alone. So n
 Shapes: q [T, H, D], k and v [T, H_kv, D] (grouped heads are not repeated in memory) -> out [T, H, D], all of one dtype.
 
 On Hopper and Blackwell sequences of one length go to cuDNN as a batch (316 against 178 TFLOP/s at 2,048, 527 and 286 at
-8,192, forward and backward on an H200), those of mixed lengths to its ragged layout, where the package for it is
-installed. Everything else goes to FlashAttention by cumulative lengths, including windows shorter than a sequence. None
-of them caps scores: Gemma 2 has a kernel of ours (`softcap_attention`). What FlashAttention does not take (cards before
-Ampere, heads of more than 256 elements) runs PyTorch's memory-efficient kernel.
+8,192, forward and backward on an H200). Those of mixed lengths, windows shorter than a sequence and heads of more than
+128 elements go by cumulative lengths: to FlashAttention 4 (Hopper) or, without windows, to cuDNN's ragged layout, if
+the packages for them are installed; else to the FlashAttention that PyTorch ships. None of them caps scores: Gemma 2
+has a kernel of ours (`softcap_attention`). What FlashAttention does not take (cards before Ampere, heads of more than
+256 elements) runs PyTorch's memory-efficient kernel.
 
 Source: Dao, "FlashAttention-2", 2023; cuDNN's fused attention; grouped heads: Ainslie et al., "GQA", 2023.
 """
@@ -22,7 +23,7 @@ from typing import Any
 import torch
 
 from finetune_kernels.ops import softcap_attention
-from finetune_kernels.primitives.attention import batched, cpu, efficient, flash, ragged
+from finetune_kernels.primitives.attention import batched, cpu, efficient, flash, flash4, ragged
 from finetune_kernels.primitives.attention import reference as attention_reference
 from finetune_kernels.primitives.attention.halves import Saved
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
@@ -42,7 +43,7 @@ def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tu
 
     backend = _backend(qkv, sequences, params)
     out, saved = backend.forward(qkv, sequences, params)
-    if backend in (flash, efficient):
+    if backend in (flash, flash4, efficient):
         out, lse = params.add_sinks(out, saved[0])
         saved = (lse, *saved[1:])
     return out, saved
@@ -67,6 +68,8 @@ def _backend(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> M
         return efficient
     if batched.takes(qkv.q, sequences, params):
         return batched
+    if flash4.takes(qkv, sequences, params):
+        return flash4
     return ragged if ragged.takes(qkv, sequences, params) else flash
 
 

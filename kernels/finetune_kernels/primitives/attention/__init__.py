@@ -3,6 +3,7 @@
 inputs          q, k and v, packed sequences, and settings of scores, as values
 reference       the formula, forward and backward
 flash           FlashAttention: sequences of any lengths, and windows
+flash4          FlashAttention 4 on Hopper, by its own package
 batched         cuDNN's for sequences of one length, by PyTorch's call
 ragged          cuDNN's for sequences of mixed lengths, by NVIDIA's package for cuDNN's graphs
 ragged_plan     what that is compiled for
