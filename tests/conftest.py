@@ -4,17 +4,17 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # Triton decides at its import whether kernels are interpreted; without a GPU they are, so their tests run anywhere.
 if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
-from kubernetes import client
 
-from finetune_devcluster.cluster import DevCluster
-from finetune_test_servers.s3_server import S3Server
+if TYPE_CHECKING:
+    from finetune_devcluster.cluster import DevCluster
+    from finetune_test_servers.s3_server import S3Server
 
 _numbers = itertools.count(1)
 
@@ -31,22 +31,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def dev_cluster() -> Iterator[DevCluster]:
+def dev_cluster() -> "Iterator[DevCluster]":
     """A real control plane without nodes."""
+    from finetune_devcluster.cluster import DevCluster  # machines with a GPU need not have a cluster's packages
+
     with DevCluster.start() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[S3Server]:
+def s3_server() -> "Iterator[S3Server]":
     """A real S3 server; each test makes its own bucket."""
+    from finetune_test_servers.s3_server import S3Server
+
     with S3Server.start() as store:
         yield store
 
 
 @pytest.fixture
-def namespace(dev_cluster: DevCluster) -> Iterator[str]:
+def namespace(dev_cluster: "DevCluster") -> Iterator[str]:
     """A namespace of the test's own; it goes with the test, so that no operator of another test works on its jobs."""
+    from kubernetes import client
+
     name = f"test-{next(_numbers)}"
     core: Any = client.CoreV1Api(dev_cluster.api_client())
     core.create_namespace({"metadata": {"name": name}})
