@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from finetune_kernels.mixers.tuning import pin_norms
+from finetune_kernels.mixers.tuning import compile_side_by_side, pin_norms
 from finetune_kernels.planning.parts.mixer_shape import is_usable
 
 DELTA_RULE, CONVOLUTION = "torch_chunk_gated_delta_rule", "causal_conv1d_fn"
@@ -46,6 +46,7 @@ def use_kernels(causal: Any) -> None:
                 module.forward = _GatedNorm(module)
                 if torch.cuda.is_available() and is_usable("fla"):
                     pin_norms()
+                    compile_side_by_side()
 
 
 def takes_ends(mixer: Any, rows: torch.Tensor) -> bool:
