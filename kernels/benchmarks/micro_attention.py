@@ -12,7 +12,7 @@ from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
 from finetune_kernels.ops.rotary_embedding import Heads
 from finetune_kernels.primitives.attention import flash, flash4, ragged
-from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences
+from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
 
@@ -137,6 +137,27 @@ def softcap_cases(sizes: Sizes) -> Iterator[Case]:
             partial(softcap_attention.backward, dout, qkv, out, lse, sequences, params),
             partial(softcap_attention.reference_backward, dout, qkv, sequences, params),
         )  # fmt: skip
+        if flash4.takes(qkv, sequences, params):
+            yield from _capped_cases((f"{name}, FlashAttention 4", shape), work, dout, (qkv, sequences, params))
+
+
+def _capped_cases(
+    title: tuple[str, str], work: float, dout: torch.Tensor, inputs: tuple[Qkv, PackedSequences, AttentionParams]
+) -> Iterator[Case]:
+    """Yields cases of FlashAttention 4 with capped scores beside our own kernel; `title`: name and shape."""
+    (name, shape), (qkv, sequences, params) = title, inputs
+    out, saved = flash4.forward(*inputs)
+    ours, lse = softcap_attention.forward(*inputs)
+
+    yield Case(
+        name, "forward", shape, work, "TFLOP/s", partial(flash4.forward, *inputs),
+        partial(softcap_attention.forward, *inputs), rival_name="our own",
+    )  # fmt: skip
+    yield Case(
+        name, "backward", shape, 2.5 * work, "TFLOP/s",
+        partial(flash4.backward, dout, qkv, out, saved, sequences, params),
+        partial(softcap_attention.backward, dout, qkv, ours, lse, sequences, params), rival_name="our own",
+    )  # fmt: skip
 
 
 def optimizer_cases(sizes: Sizes) -> Iterator[Case]:

@@ -57,7 +57,7 @@ def compile_side_by_side() -> None:
 
 def _compile(tuner: Any, configs: list[Any], options: dict[str, Any]) -> None:
     """Fills the kernel's cache. Triton lets go of Python's lock while it compiles."""
-    from triton.runtime._async_compile import AsyncCompileMode  # not in all versions of Triton that kernels run with
+    from triton import AsyncCompileMode  # not in all versions of Triton that kernels run with
 
     arguments = tuple(tuner.nargs.values())
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool, AsyncCompileMode(pool, ignore_errors=True):

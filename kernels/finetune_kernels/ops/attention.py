@@ -10,9 +10,9 @@ Shapes: q [T, H, D], k and v [T, H_kv, D] (grouped heads are not repeated in mem
 On Hopper and Blackwell sequences of one length go to cuDNN as a batch (316 against 178 TFLOP/s at 2,048, 527 and 286 at
 8,192, forward and backward on an H200). Those of mixed lengths, windows shorter than a sequence and heads of more than
 128 elements go by cumulative lengths: to FlashAttention 4 (Hopper) or, without windows, to cuDNN's ragged layout, if
-the packages for them are installed; else to the FlashAttention that PyTorch ships. None of them caps scores: Gemma 2
-has a kernel of ours (`softcap_attention`). What FlashAttention does not take (cards before Ampere, heads of more than
-256 elements) runs PyTorch's memory-efficient kernel.
+the packages for them are installed; else to the FlashAttention that PyTorch ships. Only FlashAttention 4 caps scores:
+without it, Gemma 2 has a kernel of ours (`softcap_attention`). What FlashAttention does not take (cards before Ampere,
+heads of more than 256 elements) runs PyTorch's memory-efficient kernel.
 
 Source: Dao, "FlashAttention-2", 2023; cuDNN's fused attention; grouped heads: Ainslie et al., "GQA", 2023.
 """
@@ -37,7 +37,7 @@ def reference(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> 
 
 def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:
     """Returns out [T, H, D] and what `backward` needs beside qkv and out."""
-    if params.softcap is not None:
+    if _is_capped_here(qkv, sequences, params):
         out, lse = softcap_attention.forward(qkv, sequences, params)
         return out, (lse,)
 
@@ -54,10 +54,15 @@ def backward(
     params: AttentionParams,
 ) -> Qkv:  # fmt: skip
     """Returns the gradients of q, k and v, shaped like them; `dout` and `out` are [T, H, D]."""
-    if params.softcap is not None:
+    if _is_capped_here(qkv, sequences, params):
         return softcap_attention.backward(dout, qkv, out, saved[0], sequences, params)
     found: Qkv = _backend(qkv, sequences, params).backward(dout, qkv, out, saved, sequences, params)
     return found
+
+
+def _is_capped_here(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> bool:
+    """True for capped scores that our own kernel computes."""
+    return params.softcap is not None and not flash4.takes(qkv, sequences, params)
 
 
 def _backend(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> ModuleType:

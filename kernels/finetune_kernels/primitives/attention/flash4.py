@@ -1,8 +1,9 @@
 """FlashAttention 4 by cumulative lengths, where the package flash-attn-4 is: written for Hopper's asynchronous products
 and copies, which the FlashAttention that PyTorch ships does not use.
 
-It takes sequences of any lengths, windows and heads of up to 256 elements. Its kernels are compiled when a size of
-heads, a grouping or a kind of window is first met, not for each length (on two CPU cores: 6 s forward, 8 s backward).
+It takes sequences of any lengths, windows, capped scores and heads of up to 256 elements. Its kernels are compiled when
+a size of heads, a grouping or a kind of window is first met, not for each length (on two CPU cores: 6 s forward, 8 s
+backward).
 
 Source: Shah et al., "FlashAttention-3", 2024, for the algorithm on Hopper; the package flash-attn-4 (BSD-3).
 """
@@ -29,9 +30,8 @@ def takes(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> bool
     """True if the kernel computes this attention: on a Hopper, in 16 bits, where the package is installed."""
     q = qkv.q
     fits = q.shape[2] <= MAX_HEAD_SIZE and q.shape[2] % 8 == 0 and sequences.count <= MAX_SEQUENCES
-    if not fits or params.softcap is not None or q.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return is_installed() and is_hopper(q.device)
+    fits = fits and q.dtype in (torch.bfloat16, torch.float16)
+    return fits and is_installed() and is_hopper(q.device)
 
 
 def is_hopper(device: torch.device) -> bool:
@@ -59,7 +59,8 @@ def backward(
     params: AttentionParams,
 ) -> Qkv:  # fmt: skip
     """Returns the gradients of q, k and v."""
-    dq, dk, dv, *_ = _interface()._flash_attn_bwd(*qkv, out, dout, saved[0], **_options(sequences, params))
+    options = _options(sequences, params)
+    dq, dk, dv, *_ = _interface()._flash_attn_bwd(*qkv, out, dout, saved[0], **options)
     return Qkv(dq, dk, dv)
 
 
@@ -70,6 +71,7 @@ def _options(sequences: PackedSequences, params: AttentionParams) -> dict[str, A
     return {
         "cu_seqlens_q": ends, "cu_seqlens_k": ends, "max_seqlen_q": longest, "max_seqlen_k": longest,
         "softmax_scale": params.scale, "causal": True, "window_size_left": None if window is None else window - 1,
+        "softcap": params.softcap or 0.0,
     }  # fmt: skip
 
 

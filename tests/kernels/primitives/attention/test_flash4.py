@@ -27,7 +27,9 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hopper")
 @pytest.mark.parametrize("size", [8, 64, 96, 128, 256])
-@pytest.mark.parametrize("params", [AttentionParams(1.0), AttentionParams(1.0, 16, sinks=torch.zeros(4))], ids=str)
+@pytest.mark.parametrize(
+    "params", [AttentionParams(1.0), AttentionParams(1.0, 16, sinks=torch.zeros(4)), AttentionParams(1.0, 16, 50.0)]
+)
 def test_it_takes_heads_windows_and_sinks(size: int, params: AttentionParams) -> None:
     assert flash4.takes(qkv(size), SEQUENCES, params)
 
@@ -38,7 +40,6 @@ def test_it_leaves_what_it_cannot_compute() -> None:
     assert not flash4.takes(qkv(264), SEQUENCES, plain)
     assert not flash4.takes(qkv(68), SEQUENCES, plain)
     assert not flash4.takes(qkv(dtype=torch.float32), SEQUENCES, plain)
-    assert not flash4.takes(qkv(), SEQUENCES, AttentionParams(1.0, softcap=50.0))
     many = PackedSequences.of_length(1, flash4.MAX_SEQUENCES + 1, torch.device("cpu"))
     assert not flash4.takes(qkv(), many, plain)
 
@@ -64,8 +65,8 @@ def test_both_directions_see_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> N
 
     module = SimpleNamespace(_flash_attn_fwd=note, _flash_attn_bwd=note)
     monkeypatch.setattr(flash4, "_interface", lambda: module)
-    for window, left in ((None, None), (16, 15), (64, None)):
-        params = AttentionParams(0.125, window)
+    for window, left, cap in ((None, None, None), (16, 15, None), (64, None, 50.0)):
+        params = AttentionParams(0.125, window, cap)
         out, saved = flash4.forward(qkv(), SEQUENCES, params)
         flash4.backward(out, qkv(), out, saved, SEQUENCES, params)
 
@@ -73,7 +74,7 @@ def test_both_directions_see_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> N
         assert forward.pop("return_lse")
         assert forward == backward
         assert (forward["causal"], forward["window_size_left"], forward["softmax_scale"]) == (True, left, 0.125)
-        assert forward["max_seqlen_q"] == 64
+        assert (forward["max_seqlen_q"], forward["softcap"]) == (64, cap or 0.0)
 
 
 COMPILES = """
@@ -85,7 +86,7 @@ from finetune_kernels.primitives.attention.inputs import AttentionParams, Packed
 with FakeTensorMode():
     whole = torch.empty(4096, 12, 128, device="cuda", dtype=torch.bfloat16)
     qkv, ends = Qkv(*whole.split([8, 2, 2], dim=1)), torch.empty(6, device="cuda", dtype=torch.int32)
-    sequences, params = PackedSequences(ends, 2048, 4096), AttentionParams(0.1, 512)
+    sequences, params = PackedSequences(ends, 2048, 4096), AttentionParams(0.1, 512, 50.0)
     out, saved = flash4.forward(qkv, sequences, params)
     gradients = flash4.backward(torch.empty_like(out), qkv, out, saved, sequences, params)
     assert saved[0].shape == (8, 4096) and saved[0].dtype == torch.float32

@@ -4,7 +4,7 @@ that PyTorch ships. Needs the package flash-attn-4."""
 import pytest
 import torch
 
-from finetune_kernels.ops import attention
+from finetune_kernels.ops import attention, softcap_attention
 from finetune_kernels.primitives.attention import flash, flash4
 from finetune_kernels.primitives.attention import reference as attention_reference
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
@@ -63,6 +63,27 @@ def test_out_and_gradients(lengths: tuple[int, ...], heads: int, kv_heads: int, 
     qkv, dout = projection(sum(lengths), heads, kv_heads, size, dtype)
     assert flash4.takes(qkv, pack(lengths), AttentionParams(size**-0.5))
     check(qkv, dout.contiguous(), pack(lengths), AttentionParams(size**-0.5))
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_capped_scores(window: int | None) -> None:
+    qkv, dout = projection(1193, 8, 4, 256, torch.bfloat16)
+    sequences, params = pack((700, 300, 129, 64)), AttentionParams(1 / 16, window, softcap=5.0)
+    exact = Qkv(*(part.float() for part in qkv))
+    expected = [
+        attention_reference.reference(exact, sequences, params),
+        *attention_reference.reference_backward(dout.float(), exact, sequences, params),
+    ]
+
+    found = []
+    for kernel in (flash4, softcap_attention):
+        out, saved = kernel.forward(qkv, sequences, params)
+        lse = saved if isinstance(saved, torch.Tensor) else saved[0]
+        gradients = kernel.backward(dout, qkv, out, saved, sequences, params)
+        found.append([out, *gradients])
+        assert lse.shape == (8, 1193)
+    for name, ours, other, right in zip(("out", "dq", "dk", "dv"), *found, expected, strict=True):
+        assert root_error(ours, right) <= RATIO * root_error(other, right), name
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
