@@ -29,7 +29,10 @@ PARTS = ("rotary_pairs",)
 """Parts of an operation's kernels; the operation has the formula."""
 PUBLIC = {
     "adapter_dropout": ("drop", "add_lora_dx"),
-    **{f"attention.{name}": ("forward", "backward") for name in ("batched", "cpu", "efficient", "flash", "ragged")},
+    **{
+        f"attention.{name}": ("forward", "backward")
+        for name in ("batched", "cpu", "efficient", "flash", "flash4", "ragged")
+    },
     "attention.cudnn_cards": ("is_faster",),
     "attention.halves": ("forward_in_two", "backward_in_two"),
     "attention.inputs": ("Qkv", "PackedSequences", "AttentionParams"),
