@@ -9,6 +9,7 @@ import torch
 from gguf import GGMLQuantizationType
 
 from finetune_trainer.export.base_model.folder import BaseModel, write_side_files
+from finetune_trainer.export.base_model.language_model import TurnedTensor
 from finetune_trainer.export.quantization.streamed_encoder import StreamedEncoder
 from finetune_trainer.export.tensor_io.file_writer import FileWriters
 from finetune_trainer.export.tensor_io.safetensors_files import SafetensorsWriter, StoredTensor
@@ -29,6 +30,7 @@ class MergedFolder:
         self.path = path
         self._base, self._dtype = base, dtype
         self._files = {tensor.name: tensor.path.name for tensor in base.tensors}  # tensor -> file
+        self._turned = {tensor.name: tensor.stored for tensor in base.tensors if isinstance(tensor, TurnedTensor)}
         self._copied = base.whole.copied if base.whole is not None else ()
         self._writers: dict[str, SafetensorsWriter] = {}
         self._watches = {
@@ -51,7 +53,8 @@ class MergedFolder:
         for tensor in self._copied:
             by_file[tensor.path.name].append((tensor.name, self._copied_dtype(tensor), tensor.shape))
         for tensor in self._base.tensors:
-            by_file[tensor.path.name].append((self._stored_name(tensor.name), self._dtype, tensor.shape))
+            stored = self._turned.get(tensor.name, tensor)
+            by_file[tensor.path.name].append((self._stored_name(tensor.name), self._dtype, stored.shape))
 
         self._writers = {
             name: SafetensorsWriter(writers, self.path / name, tensors) for name, tensors in by_file.items()
@@ -79,6 +82,8 @@ class MergedFolder:
     def write(self, name: str, weights: torch.Tensor) -> int:
         """Round `weights` of 16 or 32 bits and append them to their file; returns the bytes written."""
         file = self._files[name]
+        if name in self._turned:
+            weights = weights.transpose(1, 2)
         target = self._writers[file].begin(self._stored_name(name), self._dtype, tuple(weights.shape))
         return self._encoder.append(target, name, weights, TYPES[self._dtype], self._watches[file])
 

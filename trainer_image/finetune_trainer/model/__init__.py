@@ -5,7 +5,7 @@ description.py         architecture, configuration and tokenizer, checked
 base_models.py         signs that a model was never trained on conversations
 adapter_targets.py     linear layers that get an adapter (pure)
 layer_weights.py       weights of the layers: linear layers, and experts that are stacked (pure)
-expert_files.py        names of experts in the files, and which of them an adapter is wanted on (pure)
+expert_files.py        names and order of experts in the files, and which of them an adapter is wanted on (pure)
 coverage.py            share of them that gets an adapter, and that is in NF4 (pure)
 planned_weights.py     the weights as a job will load them: coverage and bytes (pure)
 cpu_advice.py          what would make a run on a CPU faster (pure)

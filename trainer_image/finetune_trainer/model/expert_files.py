@@ -1,4 +1,5 @@
-"""The names that a model's files give to the experts of a mixture, and which of them an adapter is wanted on. Pure.
+"""The names that a model's files give to the experts of a mixture, which of them an adapter is wanted on, and the order
+of rows and columns in stacks. Pure.
 
 Files hold a matrix for each expert (`experts.3.gate_proj.weight`, or `w1`), or stack all of a layer in one tensor
 (`experts.gate_up_proj`). Adapters have the names of the files: so they merge into the files' tensors, and serving
@@ -9,7 +10,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
+from finetune_api.failures import FailureReason
 from finetune_api.spec.training import ALL_LINEAR
+from finetune_trainer.errors import TrainerError
 
 _EACH = re.compile(
     r"^(?P<block>.*\blayers\.(?P<layer>\d+)\.(?:[\w.]+\.)?experts)\.(?P<expert>\d+)\.(?P<leaf>\w+)\.weight$"
@@ -97,3 +100,59 @@ def find_experts(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> Mapping[int, 
     if any(frozenset(found) not in known for found in leaves.values()):
         return {}
     return {layer: StoredExperts(blocks[layer], known[frozenset(leaves[layer])], counts[layer]) for layer in leaves}
+
+
+def turned_stacks(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> frozenset[str]:
+    """Names of the stacks that files hold as [experts, in, out], of a type whose model has them as [experts, out, in].
+
+    transformers 4 had that order, in which Qwen3-VL's mixtures are published; transformers 5 turns them when it loads
+    them, and saves them as it has them. The shape of one stack tells nothing if it is square. But gate and up together
+    have twice the width of down: [2 I, H] beside [H, I] as in the model, [H, 2 I] beside [I, H] as published, and no
+    two stacks fit both. Raises TrainerError (InvalidConfiguration) for two that fit neither, and for experts one by
+    one, which transformers does not read in a whole checkpoint of these types.
+    """
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name, shape in shapes:
+        if _EACH.match(name):
+            raise _unreadable(
+                f"the weight files hold each expert by itself ({name}), which transformers does not read in such a "
+                "checkpoint: take the one in 16 bits, whose experts are stacked"
+            )
+        if stack := _STACK.match(name):
+            found.setdefault(stack["block"], {})[stack["leaf"]] = shape
+    return frozenset(
+        f"{block}.{leaf}" for block, stacks in found.items() if _are_turned(block, stacks) for leaf in stacks
+    )
+
+
+def turned_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a stack whose rows become columns."""
+    experts, rows, columns = shape
+    return experts, columns, rows
+
+
+def _are_turned(block: str, stacks: Mapping[str, tuple[int, ...]]) -> bool:
+    """True for the stacks of a layer, by the ends of their names, if they are [experts, in, out]."""
+    names = _STACK_LEAVES[0]
+    if stacks.keys() == set(names) and all(len(shape) == 3 for shape in stacks.values()):
+        gate_up, down = (stacks[name] for name in names)
+        if _belong_together(gate_up, down):
+            return False
+        if _belong_together(turned_shape(gate_up), turned_shape(down)):
+            return True
+
+    listed = ", ".join(f"{name} of shape {list(shape)}" for name, shape in sorted(stacks.items()))
+    raise _unreadable(
+        f"the weight files hold {listed} in {block}, but experts are gate_up_proj [E, H, 2 I] and down_proj [E, I, H], "
+        "or both with their last two sizes swapped: get the files again"
+    )
+
+
+def _belong_together(gate_up: tuple[int, ...], down: tuple[int, ...]) -> bool:
+    """True if gate_up is [E, 2 I, H] and down [E, H, I]."""
+    experts, outer, width = down
+    return gate_up == (experts, 2 * width, outer)
+
+
+def _unreadable(message: str) -> TrainerError:
+    return TrainerError(FailureReason.INVALID_CONFIGURATION, message)

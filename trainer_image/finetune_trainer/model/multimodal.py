@@ -19,7 +19,7 @@ LANGUAGE_MODEL_AT: dict[str, str] = {
         (
             "exaone4_5", "gemma3", "gemma3n", "gemma4", "gemma4_unified", "glm46v", "glm4v", "glm4v_moe", "internvl",
             "lfm2_vl", "llava", "llava_next", "llava_onevision", "minicpmv4_6", "minicpmv4_7", "mistral3",
-            "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
+            "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen3_vl_moe",
         ),
         _USUAL,
     ),
@@ -34,9 +34,14 @@ PLAIN_TYPES = {
     "glm4v_text": "glm4",
     "qwen2_5_vl_text": "qwen2",
     "qwen2_vl_text": "qwen2",
+    "qwen3_vl_moe_text": "qwen3_moe",
     "qwen3_vl_text": "qwen3",
 }
 """`model_type` of a text section without a causal class of its own -> the family that computes the same on text."""
+FIXED_SETTINGS: dict[str, dict[str, Any]] = {"qwen3_vl_moe_text": {"norm_topk_prob": True}}
+"""`model_type` of such a section -> settings of the family that it always has, whatever config.json says."""
+TURNED_TYPES = frozenset({"qwen3_vl_moe"})
+"""Types of checkpoints whose files may have stacks of experts as [experts, in, out] (`expert_files.turned_stacks`)."""
 
 _PREFIXES = {
     **dict.fromkeys((_OF_LLAMA4, _USUAL, _OF_IDEFICS), "model."),

@@ -158,9 +158,12 @@ def _fetch_weights(
     read = partial(fetch_weight_headers, spec.source, model.revision or spec.revision, access)
     headers = findings.attempt("spec.model.source", read)
     try:
-        return None if headers is None else describe_published(headers, read_written_config(model.folder))
+        written = read_written_config(model.folder)
     except TrainerError:  # check_architecture has reported it
         return None
+    if headers is None:
+        return None
+    return findings.attempt("spec.model.source", partial(describe_published, headers, written))
 
 
 def _judge_weights(

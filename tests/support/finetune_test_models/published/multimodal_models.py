@@ -4,12 +4,14 @@ the published ones have.
 Gemma 3n's tower is a package of its own (timm): without it, whoever builds one puts something else in its place.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, set_seed
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -43,7 +45,7 @@ def _mrope(*sections: int, **other: Any) -> dict[str, Any]:
 
 
 TRAINED = ("gemma3", "gemma4", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "mistral3", "ministral3", "llama4", "glm4v",
-           "smolvlm")  # fmt: skip
+           "qwen3_vl_moe", "smolvlm")  # fmt: skip
 """Those that tests train; the others only differ from one of them in what is not trained, or in their experts."""
 MULTIMODAL: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "gemma3": ("gemma3", {"model_type": "gemma3_text", **_GEMMA}, _SIGLIP, {"mm_tokens_per_image": 4}),
@@ -159,9 +161,19 @@ MULTIMODAL |= {
         name: (name, MULTIMODAL["qwen3_5"][1] | {"model_type": "qwen3_5_text"}, _SIGLIP, {"image_token_id": 500})
         for name in ("minicpmv4_6", "minicpmv4_7")
     },
+    **{
+        name: (
+            "qwen3_vl_moe",
+            MULTIMODAL["qwen3_vl"][1] | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+            _QWEN3_TOWER, _OUTER | {"tie_word_embeddings": False},
+        )
+        for name in ("qwen3_vl_moe", "qwen3_vl_moe_resaved")
+    },
     "smolvlm": ("smolvlm", {"model_type": "llama"}, _SIGLIP, {"image_token_id": 500, "tie_word_embeddings": False}),
 }  # fmt: skip
 """By name: model type, and what text section, vision section and outer config have of their own."""
+AS_TRANSFORMERS_4 = ("qwen3_vl_moe",)
+"""Those that are written as transformers 4 did, which is how they are published; transformers 5 saves other files."""
 
 
 def make_multimodal_model(name: str, folder: Path, texts: Sequence[str], **text: Any) -> Path:
@@ -186,4 +198,26 @@ def make_multimodal_model(name: str, folder: Path, texts: Sequence[str], **text:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text('{"image_processor_type": "SiglipImageProcessor"}\n')
+    if name in AS_TRANSFORMERS_4:
+        turn_stored_stacks(folder)
+        _name_settings_as_before(folder / "config.json")
     return folder
+
+
+def turn_stored_stacks(folder: Path) -> None:
+    """Write the stacks of experts with rows and columns swapped: [experts, in, out], as transformers 4 did, or back."""
+    stored = load_file(folder / "model.safetensors")
+    for name, value in stored.items():
+        if ".experts." in name:
+            stored[name] = value.transpose(1, 2).contiguous()
+    save_file(stored, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _name_settings_as_before(path: Path) -> None:
+    """Give the text section the names of transformers 4, and leave it to the whole to say that the head is its own."""
+    config = json.loads(path.read_text())
+    text = config["text_config"]
+    rope, _ = text.pop("rope_parameters"), text.pop("tie_word_embeddings")
+    text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope, "num_experts": text.pop("num_local_experts")}
+    text["norm_topk_prob"] = True
+    path.write_text(json.dumps(config))

@@ -35,7 +35,8 @@ class _Unread:
         flat = StoredTensor(
             "", torch.uint8, (self.tensor.size,), self.tensor.path, self.tensor.offset, self.tensor.size
         )
-        return self.tensor.to_values(flat.read().to(self.device))
+        values = self.tensor.to_values(flat.read().to(self.device))
+        return values.contiguous()  # a turned stack is a view, and kernels take rows one behind the other
 
 
 def load_causal_model(

@@ -27,8 +27,10 @@ from finetune_trainer.export.base_model.json_files import load_json, load_json_i
 from finetune_trainer.export.base_model.language_model import (
     PROCESSOR_FILES,
     ROWS,
+    TurnedTensor,
     WholeCheckpoint,
     split_checkpoint,
+    turn_stacks,
 )
 from finetune_trainer.export.base_model.nf4_tensors import Nf4Tensor, fold_nf4
 from finetune_trainer.export.base_model.output_head import HEAD, TIES, is_head_tied
@@ -71,7 +73,8 @@ class BaseModel:
     @property
     def packed_formats(self) -> list[str]:
         """Formats of fewer than 16 bits in which weights are published, and from which they are decoded."""
-        return sorted({tensor.format.value for tensor in self.tensors if isinstance(tensor, PackedTensor)})
+        stored = [tensor.stored if isinstance(tensor, TurnedTensor) else tensor for tensor in self.tensors]
+        return sorted({tensor.format.value for tensor in stored if isinstance(tensor, PackedTensor)})
 
     def name_of(self, adapted: str) -> str:
         """The name here of a tensor that an adapter names as transformers' class does, which renames some of them while
@@ -155,6 +158,7 @@ def open_base_model(path: Path, *, adapter: Path | None = None) -> BaseModel:
 
     own = _decode(tensors, written)
     _check_types(own)
+    own = turn_stacks(own, written)
     base = BaseModel(path, config, own, is_sharded, whole, tokenizer_of_adapter(path, adapter))
     return base if adapter is None else with_new_tokens(base, new_tokens_of_adapter(adapter, path))
 

@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from finetune_api.base import Json
+from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.base_model.ends import EOS, with_ends
 from finetune_trainer.export.errors import InvalidBaseError
 from finetune_trainer.export.tensor_io.safetensors_files import StoredTensor
-from finetune_trainer.model.multimodal import PREFIXES, language_model_names
+from finetune_trainer.model.expert_files import turned_shape, turned_stacks
+from finetune_trainer.model.multimodal import PREFIXES, TURNED_TYPES, language_model_names
 from finetune_trainer.model.published_formats import BLOCKS
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "tekken.json")
@@ -72,3 +76,32 @@ def split_checkpoint(
 
     copied = tuple(tensor for tensor in tensors if tensor.name not in names)
     return own, WholeCheckpoint(dict(config), {alone: stored for stored, alone in names.items()}, copied)
+
+
+@dataclass(frozen=True)
+class TurnedTensor(StoredTensor):
+    """A stack of experts [E, in, out] that is read as [E, out, in], without a copy, and written back as it was."""
+
+    stored: StoredTensor
+
+    def to_values(self, data: torch.Tensor) -> torch.Tensor:
+        """View the stored values with rows and columns swapped."""
+        return self.stored.to_values(data).transpose(1, 2)
+
+
+def turn_stacks(tensors: Sequence[StoredTensor], config: Mapping[str, Any]) -> tuple[StoredTensor, ...]:
+    """The tensors of a language model, with stacks of experts as its class has them; `config` is config.json as
+    written. Raises InvalidBaseError for experts that are stored in an unknown order.
+    """
+    if config.get("model_type") not in TURNED_TYPES:
+        return tuple(tensors)
+    try:
+        turned = turned_stacks((tensor.name, tensor.shape) for tensor in tensors)
+    except TrainerError as error:
+        raise InvalidBaseError(error.message) from error
+    return tuple(_turn(tensor) if tensor.name in turned else tensor for tensor in tensors)
+
+
+def _turn(tensor: StoredTensor) -> TurnedTensor:
+    place = (tensor.path, tensor.offset, tensor.size)
+    return TurnedTensor(tensor.name, tensor.dtype, turned_shape(tensor.shape), *place, stored=tensor)

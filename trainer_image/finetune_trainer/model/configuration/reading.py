@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from finetune_trainer.model.configuration.dropout import switch_off_dropout
-from finetune_trainer.model.multimodal import LANGUAGE_MODEL_AT, PLAIN_TYPES
+from finetune_trainer.model.multimodal import FIXED_SETTINGS, LANGUAGE_MODEL_AT, PLAIN_TYPES
 
 _TIES = "tie_word_embeddings"
 _OUTER_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id", _TIES)
@@ -84,5 +84,5 @@ def _as_plain(text: PreTrainedConfig, model_type: str, whole: PreTrainedConfig) 
     rope = values.get("rope_parameters")
     if isinstance(rope, dict):
         values["rope_parameters"] = {key: value for key, value in rope.items() if not key.startswith("mrope_")}
-    plain: PreTrainedConfig = kind.from_dict(values)
+    plain: PreTrainedConfig = kind.from_dict(values | FIXED_SETTINGS.get(text.model_type, {}))
     return plain

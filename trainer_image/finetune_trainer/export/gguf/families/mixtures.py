@@ -47,6 +47,7 @@ MIXTURES: dict[str, GgufFamily] = {
     ),
     "qwen3_moe": GgufFamily(
         MODEL_ARCH.QWEN3MOE,
+        splits={"experts.gate_up_proj": Split(GATE_UP)},
         settings=EXPERT_WIDTHS,
         fixed=ALL_ROUTED,
     ),
