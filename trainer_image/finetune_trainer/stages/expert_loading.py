@@ -22,6 +22,7 @@ from finetune_kernels.experts.replacing import replace_experts, stacked_experts,
 from finetune_kernels.experts.routers import keep_routers_in_fp32, router_paths
 from finetune_kernels.planning.expert_families import ExpertFamily, expert_family_of_type
 from finetune_kernels.primitives.nf4_stack import Nf4Stack
+from finetune_trainer.model.configuration.reading import read_published_config
 from finetune_trainer.model.expert_files import LAYER
 from finetune_trainer.model.layer_weights import known_experts
 from finetune_trainer.model.safetensors_header import TensorHeader
@@ -130,7 +131,8 @@ def _name_experts(model: Any, headers: Sequence[TensorHeader]) -> None:
 def quantization_config(folder: Path, **settings: Any) -> BitsAndBytesConfig:
     """bitsandbytes' settings for NF4, with experts if the model in `folder` has some that the kernels know."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    family = expert_family_of_type(config.get_text_config().model_type)
+    # A text section without a class of its own is loaded as another family.
+    family = expert_family_of_type(read_published_config(folder).model_type)
     # A model in bitsandbytes' form says so itself, and transformers insists on its settings' class.
     written: Any = getattr(config, "quantization_config", None) or {}
     is_packed = dict(written).get("quant_method") == "bitsandbytes"
