@@ -26,7 +26,7 @@ def hopper(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hopper")
-@pytest.mark.parametrize("size", [8, 64, 96, 128, 256])
+@pytest.mark.parametrize("size", flash4.HEAD_SIZES)
 @pytest.mark.parametrize(
     "params", [AttentionParams(1.0), AttentionParams(1.0, 16, sinks=torch.zeros(4)), AttentionParams(1.0, 16, 50.0)]
 )
@@ -37,8 +37,8 @@ def test_it_takes_heads_windows_and_sinks(size: int, params: AttentionParams) ->
 @pytest.mark.usefixtures("hopper")
 def test_it_leaves_what_it_cannot_compute() -> None:
     plain = AttentionParams(1.0)
-    assert not flash4.takes(qkv(264), SEQUENCES, plain)
-    assert not flash4.takes(qkv(68), SEQUENCES, plain)
+    for size in (8, 68, 80, 112, 264):
+        assert not flash4.takes(qkv(size), SEQUENCES, plain)
     assert not flash4.takes(qkv(dtype=torch.float32), SEQUENCES, plain)
     many = PackedSequences.of_length(1, flash4.MAX_SEQUENCES + 1, torch.device("cpu"))
     assert not flash4.takes(qkv(), many, plain)

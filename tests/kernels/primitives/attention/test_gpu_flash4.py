@@ -23,7 +23,7 @@ pytestmark = [
 RATIO = 1.3
 """Both round P and dS to 16 bits; they differ in the order of sums."""
 LENGTHS = [(700, 1, 300, 129, 64), (1000, 0, 24, 0), (3,) * 40, (1024,)]
-HEADS = [(8, 2, 128), (4, 4, 64), (6, 2, 96), (4, 1, 256), (8, 8, 80), (4, 2, 192)]
+HEADS = [(8, 2, 128), (4, 4, 64), (6, 2, 96), (4, 1, 256), (4, 2, 192)]
 
 
 def pack(lengths: tuple[int, ...]) -> PackedSequences:
@@ -78,10 +78,8 @@ def test_capped_scores(window: int | None) -> None:
     found = []
     for kernel in (flash4, softcap_attention):
         out, saved = kernel.forward(qkv, sequences, params)
-        lse = saved if isinstance(saved, torch.Tensor) else saved[0]
         gradients = kernel.backward(dout, qkv, out, saved, sequences, params)
         found.append([out, *gradients])
-        assert lse.shape == (8, 1193)
     for name, ours, other, right in zip(("out", "dq", "dk", "dv"), *found, expected, strict=True):
         assert root_error(ours, right) <= RATIO * root_error(other, right), name
 
@@ -103,6 +101,7 @@ def test_a_bound_of_the_longest_changes_nothing() -> None:
     assert torch.equal(out, other)
 
 
-def test_mixed_lengths_go_there_by_themselves() -> None:
+@pytest.mark.parametrize("lengths", [(600, 400), (500, 500)])
+def test_sequences_go_there_by_themselves(lengths: tuple[int, ...]) -> None:
     qkv, _ = projection(1000, 8, 2, 128, torch.bfloat16)
-    assert attention._backend(qkv, pack((600, 400)), AttentionParams(1.0)) is flash4
+    assert attention._backend(qkv, pack(lengths), AttentionParams(1.0)) is flash4
