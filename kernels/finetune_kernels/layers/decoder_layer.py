@@ -5,8 +5,8 @@
 
 One function instead of a hundred nodes decides what is saved between forward and backward (`ActivationPolicy`), saves
 each tensor once, and recomputes the cheap ones (norms, the activation's product, rotated q and k under a head norm)
-inside kernels that read their inputs anyway. Gemma norms the output of each block as well, OLMo 2 only the outputs
-(`attention_block`, `mlp_block`). In a parallel layer (Cohere, Phi-2) both blocks read the norm of x:
+inside kernels that read their inputs anyway. Gemma norms the blocks' outputs as well, OLMo 2 these alone. In a
+parallel layer (Cohere, Phi-2) both blocks read the norm of x:
 
     n = norm(x);  h = x + attention(n ...) Wo;  y = h + (f(n Wgate) * n Wup) Wdown
 
@@ -208,6 +208,8 @@ class DecoderLayerFunction(torch.autograd.Function):
         gradients, replace those of `inputs`. A layer that stores keys and values returns them beside y."""
         inputs = inputs._replace(x=x, own=own, kv=kv)
         pass_ctx, policy = layer.begin(), layer.policy
+        if isinstance(layer.mixer, ModuleMixer):
+            pass_ctx.mixer.keeps = policy is ActivationPolicy.SAVE_ALL
         made = _forward(layer, inputs, pass_ctx, save_down=policy is ActivationPolicy.RECOMPUTE_MLP)
         ctx.layer, ctx.sequences, ctx.pass_ctx = layer, inputs.sequences, pass_ctx
 

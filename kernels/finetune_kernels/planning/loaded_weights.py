@@ -67,7 +67,8 @@ def let_stream(shape: ModelShape, *, double_quantized: bool) -> ModelShape:
 def kept_parameters(shape: ModelShape) -> list[int]:
     """Returns how many parameters are decoded if the weights of the last 0, 1, 2 ... layers are kept dequantised: of
     linear layers that our kernels run."""
-    whole, mixers = shape.linear_parameters - shape.module_parameters, shape.mixers
+    mixers = shape.mixers
+    whole = shape.linear_parameters - (0 if mixers is None else mixers.all_parameters)
     modules = () if mixers is None else mixers.layers
 
     each = [

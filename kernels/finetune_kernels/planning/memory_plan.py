@@ -257,10 +257,10 @@ def _predict(
     rates = machine.rates
 
     # Weights that are not kept are dequantised in forward and in backward, three matrices of the MLP at a time; those
-    # of a hybrid's other mixers once more, as these run again.
+    # of a hybrid's other mixers once more where these run again.
     dequantized = shape.layers - kept_layers if shape.quantized else 0
     kept = every_kept[kept_layers]
-    decoded = 2 * (shape.linear_parameters - kept) + shape.module_parameters if shape.quantized else 0
+    decoded = 2 * (shape.linear_parameters - kept) + shape.repeated_parameters(policies) if shape.quantized else 0
     dequantizing = (decoded + shape.decoded_experts(policies)) / rates.decoding
     widest = max(shape.feed_forward, shape.in_dense_layers.feed_forward)
     scratch = 3 * widest * shape.hidden * BYTES if dequantized else 0

@@ -108,11 +108,12 @@ class ModelShape:
             experts=self.experts if sizes.block in (None, "experts") else None,
         )  # fmt: skip
 
-    @property
-    def module_parameters(self) -> int:
-        """Parameters of the linear layers that run in transformers' own mixers, where they are never kept
-        dequantised."""
-        return 0 if self.mixers is None else len(self.mixers.layers) * self.mixers.parameters
+    def repeated_parameters(self, policies: Sequence[ActivationPolicy]) -> int:
+        """Parameters of linear layers in transformers' own mixers that run again in backward."""
+        if self.mixers is None:
+            return 0
+        kept = ActivationPolicy.SAVE_ALL if self.mixers.graph_bytes else None
+        return sum(policies[index] is not kept for index in self.mixers.layers) * self.mixers.parameters
 
     @property
     def active_parameters(self) -> int:
@@ -159,8 +160,7 @@ class ModelShape:
         return [(shapes[is_dense], policy, mixer, count) for (is_dense, policy, mixer), count in counts.items()]
 
     def saved_bytes(self, policy: ActivationPolicy, *, mixer: bool = False) -> int:
-        """Bytes per token and layer that stay on the GPU until backward; `mixer`: of one with the other mixer, of which
-        nothing is saved."""
+        """Bytes per token and layer that stay on the GPU until backward; `mixer`: of one with the other mixer."""
         # Under every policy: the layer's own input, and keys and values that others read.
         outside = self.layer_input + 2 * self.stores_keys * self.key_value_heads * self.head_size
         if policy is ActivationPolicy.OFFLOAD:
@@ -175,8 +175,10 @@ class ModelShape:
         if policy is ActivationPolicy.SAVE_ALL:
             elements += self.wide_inputs * self.feed_forward  # gate and up
 
-        experts = self.experts if policy is ActivationPolicy.SAVE_ALL else None
-        return elements * BYTES + (0 if experts is None else experts.fused_bytes)
+        if policy is not ActivationPolicy.SAVE_ALL:
+            return elements * BYTES
+        graph = self.mixers.graph_bytes if mixer and self.mixers is not None else 0
+        return elements * BYTES + graph + (0 if self.experts is None else self.experts.fused_bytes)
 
     @property
     def _saved_attention(self) -> int:
@@ -191,14 +193,14 @@ class ModelShape:
         return 1 + self.gated
 
     def recomputed_flop(self, policy: ActivationPolicy, *, mixer: bool = False) -> float:
-        """FLOP per token and layer that backward spends on recomputing; `mixer`: in a layer with the other mixer, which
-        always runs again."""
+        """FLOP per token and layer that backward spends on recomputing; `mixer`: in a layer with the other mixer."""
         down = 2.0 * self.hidden * self.feed_forward
         gate_up = self.wide_inputs * down
         narrow = 0.0 if self.experts is None else 2.0 * self.hidden * self.experts.chosen * self.experts.wide
         down, gate_up = down + narrow, gate_up + (0 if self.experts is None else self.experts.wide_inputs) * narrow
         if mixer and self.mixers is not None:
-            again = 2.0 * self.mixers.parameters
+            keeps = self.mixers.graph_bytes and policy is ActivationPolicy.SAVE_ALL
+            again = 0.0 if keeps else 2.0 * self.mixers.parameters
             if self.mixers.beside_attention:
                 return again + self.recomputed_flop(policy)
             return again + (0.0 if policy is ActivationPolicy.SAVE_ALL else gate_up)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd.graph import get_gradient_edge
 from triton.runtime.autotuner import Autotuner, Config
 
 from finetune_kernels.mixers import linear_attention
@@ -167,16 +168,23 @@ def test_the_plan_knows_the_bytes() -> None:
     rows, upper = (normal(tokens, hidden, seed=seed, dtype=torch.bfloat16) for seed in (1, 2))
     rows.requires_grad_()
 
-    def step() -> float:
+    def step() -> tuple[float, float]:
+        """Bytes a token, of the graph and at most."""
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        torch.autograd.grad(module(rows[None], cu_seq_lens_q=documents)[0], rows, upper)
-        return (torch.cuda.max_memory_allocated() - before) / tokens
+        out = get_gradient_edge(module(rows[None], cu_seq_lens_q=documents))
+        graph = torch.cuda.memory_allocated() - before
+        torch.autograd.grad([out], rows, upper[None])
+        return graph / tokens, (torch.cuda.max_memory_allocated() - before) / tokens
 
     step()  # compiles
     shape = mixer_shape(config(hidden), family_of_config(config(hidden)))
     assert shape is not None
-    planned, measured = shape.bytes_per_token + 4 * 2 * hidden, step()  # four rows of the stream beside, as planned
+    planned_graph, planned = shape.graph_bytes, shape.bytes_per_token + 4 * 2 * hidden  # rows of the stream, as planned
+    graph, measured = step()
+    graph += 2 * hidden  # the rows, which are the test's own
     print(f"{measured / 1024:.0f} KiB a token at most, {planned / 1024:.0f} planned")
+    print(f"{graph / 1024:.0f} KiB a token in the graph, {planned_graph / 1024:.0f} planned")
     assert 0.75 * planned < measured <= 1.02 * planned
+    assert 0.75 * planned_graph < graph <= 1.02 * planned_graph

@@ -1,5 +1,5 @@
 """Layers of hybrids whose mixer is transformers' own module: documents stay apart in it, and backward runs it again as
-forward did."""
+forward did, or takes the graph that forward kept."""
 
 from typing import Any
 
@@ -7,12 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_kernels.layers.blocks.module_mixer import ModuleMixer
+from finetune_kernels.layers.blocks import module_mixer
+from finetune_kernels.layers.blocks.attention_block import LayerInputs
+from finetune_kernels.layers.blocks.module_mixer import MixerPass, ModuleMixer
+from finetune_kernels.layers.blocks.projected_heads import CosSin
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.mixers.documents import BatchesOfPass, DocumentBatches
 from finetune_kernels.mixers.isolation import isolate_documents
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 from finetune_test_kernels.family_settings import FUSED_FAMILIES, documents_pass, family_model, rows_pass
 from finetune_test_kernels.tensor_checks import DEVICE, largest_error
 
@@ -95,6 +99,92 @@ def test_backward_drops_what_forward_dropped(policy: ActivationPolicy) -> None:
     assert largest_error(drawn(2), expected) > 100 * TOLERANCE, "masks count"
     fuse(model, policy)
     assert largest_error(drawn(1), expected) < TOLERANCE
+
+
+def runs_of_mixers(model: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, torch.Tensor], int]:
+    """Results of a batch of rows, and how often mixers ran."""
+    ran, original = list[int](), ModuleMixer._run
+
+    def noted(mixer: ModuleMixer, n1: torch.Tensor, inputs: Any) -> torch.Tensor:
+        ran.append(len(n1))
+        return original(mixer, n1, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModuleMixer, "_run", noted)
+        return rows_pass(model, 2, 5), len(ran)
+
+
+@pytest.mark.parametrize(
+    ("policy", "by_kernels", "runs"),
+    [
+        (ActivationPolicy.SAVE_ALL, True, 1), (ActivationPolicy.SAVE_ALL, False, 2),
+        (ActivationPolicy.RECOMPUTE_MLP, True, 2), (ActivationPolicy.OFFLOAD, True, 2),
+    ],
+)  # fmt: skip
+def test_a_mixer_runs_once_where_its_kernels_run_and_the_layer_saves_all(
+    policy: ActivationPolicy, by_kernels: bool, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = family_model(HYBRIDS["Qwen3_5"])
+    expected = rows_pass(model, 2, 5)
+    fused = fuse(model, policy)
+    mixers = sum(isinstance(layer.mixer, ModuleMixer) for layer in fused.layers)
+    assert mixers > 0
+
+    monkeypatch.setattr(module_mixer, "takes_ends", lambda module, rows: by_kernels)
+    found, ran = runs_of_mixers(model, monkeypatch)
+    assert ran == runs * mixers
+    assert largest_error(found, expected) < TOLERANCE
+
+
+def test_a_kept_graph_is_released_by_backward_and_never_made_without_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = family_model(HYBRIDS["Qwen3_5"])
+    fuse(model, ActivationPolicy.SAVE_ALL)
+    monkeypatch.setattr(module_mixer, "takes_ends", lambda module, rows: True)
+    passes, begin = list[MixerPass](), ModuleMixer.begin
+
+    def noted(mixer: ModuleMixer, seed: Any) -> MixerPass:
+        passes.append(begin(mixer, seed))
+        return passes[-1]
+
+    monkeypatch.setattr(ModuleMixer, "begin", noted)
+    rows_pass(model, 2, 5)
+    with torch.no_grad():
+        model(input_ids=torch.ones(1, 4, dtype=torch.long))
+    assert passes
+    assert all(one.graph is None for one in passes)
+
+
+class SavesOutput(nn.Module):
+    """exp(w x), whose backward reads its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((4,), 0.5))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.exp(rows * self.weight)
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_a_layer_writes_over_the_output_does_not_reach_backward(
+    again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_mixer, "takes_ends", lambda module, rows: True)
+    mixer, x = ModuleMixer(None, SavesOutput(), BatchesOfPass()), torch.arange(12.0).view(3, 4) / 12
+    inputs = LayerInputs(x, CosSin(x, x), PackedSequences.of_length(3, 1, torch.device("cpu")))
+    passed = mixer.begin(None)
+    passed.keeps = True
+
+    with torch.no_grad():
+        saved, out = mixer.forward(inputs, passed, again=again)
+        assert torch.equal(out, torch.exp(x / 2))
+        out.zero_()
+    dx, (d_weight,) = mixer.backward(torch.ones(3, 4), inputs, saved, passed, residual=torch.zeros(3, 4))
+    assert dx is not None
+    torch.testing.assert_close(dx, torch.exp(x / 2) / 2)
+    torch.testing.assert_close(d_weight, (torch.exp(x / 2) * x).sum(0))
 
 
 def test_backward_runs_under_the_autocast_of_forward() -> None:

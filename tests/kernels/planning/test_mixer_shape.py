@@ -120,3 +120,30 @@ def test_layers_with_another_mixer_save_less_and_recompute_it() -> None:
     assert shape.saved_by([ActivationPolicy.RECOMPUTE_MLP] * 3) == attention + 2 * mixer
     assert shape.recomputed_by([ActivationPolicy.SAVE_ALL] * 3) == 2 * 2 * shape.mixers.parameters
     assert shape.working_bytes(100, tiled=True) >= 100 * shape.mixers.bytes_per_token
+
+
+def test_fla_s_graph_stays_where_a_layer_saves_all_and_the_mixer_then_runs_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = CONFIG_MAPPING["qwen3_5_text"](**SIZES | DELTA)
+    counts = ParameterCounts(0, 0, quantized=False, movable_bytes=0)
+    loops = build_shape(config, counts)
+    monkeypatch.setattr(planned, "is_usable", lambda name: True)
+    kernels = build_shape(config, counts)
+    assert loops.mixers is not None
+    assert kernels.mixers is not None
+
+    # Rows of the module's input (64) and the convolution's (2 x 64 + 288), q and k for each of 6 value heads of 32; v,
+    # output, gate and normed output of 288; triangles of 64, in 16 bits; 32 bytes a head of single numbers.
+    row = 2 * (64 + 416 + 2 * 6 * 32 + 4 * 288 + 6 * 64) + 32 * 6
+    assert (loops.mixers.graph_bytes, kernels.mixers.graph_bytes) == (0, row)
+
+    all_saved, mlp_again = ([policy] * 3 for policy in (ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_MLP))
+    assert kernels.saved_by(all_saved) == loops.saved_by(all_saved) + 2 * row
+    assert kernels.saved_by(mlp_again) == loops.saved_by(mlp_again)
+    assert kernels.recomputed_by(all_saved) == 0
+    assert kernels.recomputed_by(mlp_again) == loops.recomputed_by(mlp_again)
+
+    both = 2 * kernels.mixers.parameters
+    assert [shape.repeated_parameters(all_saved) for shape in (loops, kernels)] == [both, 0]
+    assert kernels.repeated_parameters([ActivationPolicy.OFFLOAD, *all_saved[1:]]) == kernels.mixers.parameters

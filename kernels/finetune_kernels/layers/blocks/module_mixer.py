@@ -3,9 +3,9 @@ short convolution.
 
     out = mixer(norm(x)), document by document;     in Falcon H1 attention(norm(x)) + mixer(norm(x))
 
-The module's adapters are peft's, its kernels those that transformers finds installed. Nothing inside it is saved:
-backward runs it a second time, under autograd, which takes a fraction of the layer's time, as its MLP is not repeated.
-What autograd would keep of it is not known in advance, and with plain PyTorch in place of kernels it is large.
+The module's adapters are peft's, its kernels those that transformers finds installed. Where fla's run and the layer
+saves all, autograd's graph of the module is kept from forward to backward. Else nothing inside it is saved: backward
+runs it a second time, under autograd, as what plain PyTorch would keep is several times as large.
 """
 
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from finetune_kernels.layers.blocks.attention_block import (
     AttentionActivations,
@@ -30,15 +31,32 @@ from finetune_kernels.ops.rms_norm import Norm
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed
 
 
-@dataclass(frozen=True)
+class MixerGraph(NamedTuple):
+    """The module's run as autograd recorded it."""
+
+    n1: torch.Tensor
+    """The module's input [T, hidden]."""
+    out: GradientEdge
+    """Where autograd begins: at the module's output [T, hidden], whose values nobody needs."""
+
+
+@dataclass
 class MixerPass:
-    """The state of PyTorch in which the module ran, for a second run that equals the first."""
+    """The state of PyTorch in which the module ran, for a second run that equals the first, and the run's graph."""
 
     device: torch.device
     autocast: torch.dtype | None
     """Compute type of the surrounding autocast; None if there is none."""
     random: tuple[torch.Tensor, ...]
     """States of the generators, of the CPU and of a GPU; empty if nothing in the module is drawn."""
+    keeps: bool = False
+    """True if forward may keep the graph for backward."""
+    graph: MixerGraph | None = None
+
+    def take_graph(self) -> MixerGraph | None:
+        """Returns the graph, and holds it no longer."""
+        graph, self.graph = self.graph, None
+        return graph
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -61,8 +79,6 @@ class MixerActivations(NamedTuple):
 
     rstd: torch.Tensor
     """1 / root mean square of x [T]."""
-    graph: tuple[torch.Tensor, torch.Tensor] | None = None
-    """The module's input and output [T, hidden], joined by autograd; only of a run for backward."""
 
     def flat(self) -> list[torch.Tensor]:
         """All tensors to save, in the order that `ModuleMixer.unflatten` takes."""
@@ -107,13 +123,13 @@ class ModuleMixer:
         self, inputs: LayerInputs, pass_ctx: MixerPass, *, again: bool = False
     ) -> tuple[MixerActivations, torch.Tensor]:
         """Returns what backward needs and the block's output [T, hidden], which the caller may overwrite. `again`: for
-        backward, with the graph of autograd."""
+        backward. A run whose graph backward gets leaves it in `pass_ctx`."""
         _, n1, rstd = pre_norm(self.norm, inputs.x)  # [T, hidden], [T]
-        if not again:
-            return MixerActivations(rstd), self._scale(self._run(n1, inputs))
-
-        graph = self._run_again(n1, inputs, pass_ctx)
-        return MixerActivations(rstd, graph), self._scale(graph[1].detach().clone())
+        if again or (pass_ctx.keeps and takes_ends(self.module, n1)):
+            out = self._run_for_backward(n1, inputs, pass_ctx, again=again)
+        else:
+            out = self._run(n1, inputs)
+        return MixerActivations(rstd), self._scale(out)
 
     def backward(
         self, dh: torch.Tensor, inputs: LayerInputs, saved: MixerActivations, pass_ctx: MixerPass,
@@ -121,25 +137,28 @@ class ModuleMixer:
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:  # fmt: skip
         """Takes dh [T, hidden], the gradient of the output; returns the gradient of x and those of the adapters.
         `residual` is the gradient of x past the block; without it, dx is not wanted and is None."""
-        graph = saved.graph
-        if graph is None:
-            graph = self._run_again(pre_norm(self.norm, inputs.x)[1], inputs, pass_ctx)
-        n1, out = graph
+        if pass_ctx.graph is None:
+            self._run_for_backward(pre_norm(self.norm, inputs.x)[1], inputs, pass_ctx, again=True)
+        graph = pass_ctx.take_graph()
+        assert graph is not None
 
         d_out = dh if self.multiplier == 1 else dh * self.multiplier
-        dn1, *gradients = torch.autograd.grad(out, [n1, *self.parameters], d_out.to(out.dtype))
+        dn1, *gradients = torch.autograd.grad([graph.out], [graph.n1, *self.parameters], [d_out.to(graph.n1.dtype)])
         if residual is None:
             return None, gradients
         dx, _ = pre_norm_backward(self.norm, dn1.contiguous(), inputs.x, saved.rstd, residual)
         return dx, gradients
 
-    def _run_again(
-        self, n1: torch.Tensor, inputs: LayerInputs, pass_ctx: MixerPass
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the module's input and output [T, hidden], joined by autograd."""
-        with pass_ctx.again():
+    def _run_for_backward(
+        self, n1: torch.Tensor, inputs: LayerInputs, pass_ctx: MixerPass, *, again: bool
+    ) -> torch.Tensor:
+        """n1 [T, hidden] -> a copy of the module's output [T, hidden], which it may have saved; leaves the graph in the
+        pass. `again`: as it ran before."""
+        with pass_ctx.again() if again else torch.enable_grad():
             n1 = n1.detach().requires_grad_()
-            return n1, self._run(n1, inputs)
+            out = self._run(n1, inputs)
+        pass_ctx.graph = MixerGraph(n1, get_gradient_edge(out))
+        return out.detach().clone()
 
     def _run(self, n1: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         """n1 [T, hidden] -> the module's output [T, hidden], in the type of n1."""

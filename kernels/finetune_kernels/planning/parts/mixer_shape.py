@@ -2,8 +2,9 @@
 from its configuration, and the packages whose kernels would run it. Pure.
 
 Bytes are those that autograd keeps of transformers' plain PyTorch, in bfloat16: fitted to modules of 8 sizes each, to
-within a twentieth (`test_mixer_shape.py` measures them again). Those of fla's kernels are counted in their backward,
-whose own tensors are more than what it needs (`test_gpu_linear_attention.py` measures them).
+within a twentieth (`test_mixer_shape.py` measures them again). Those of fla's kernels are counted, in their backward,
+whose own tensors are more than what it needs, and in the graph that stays till then (`test_gpu_linear_attention.py`
+measures both).
 """
 
 import re
@@ -37,6 +38,8 @@ class MixerShape:
     """Output and input size of each linear layer."""
     bytes_per_token: int
     """Bytes a token that its backward needs, with the kernels that are installed."""
+    graph_bytes: int = 0
+    """Bytes a token that stay until backward where a layer saves all; 0: the mixer runs again under every policy."""
     beside_attention: bool = False
     """True if these layers have attention as well."""
 
@@ -44,6 +47,11 @@ class MixerShape:
     def parameters(self) -> int:
         """Parameters of the linear layers of one mixer."""
         return sum(rows * columns for rows, columns in self.linears.values())
+
+    @property
+    def all_parameters(self) -> int:
+        """Parameters of the linear layers of all mixers, which are never kept dequantised."""
+        return len(self.layers) * self.parameters
 
 
 def mixer_shape(config: Any, family: Family | None) -> MixerShape | None:
@@ -58,8 +66,8 @@ def mixer_shape(config: Any, family: Family | None) -> MixerShape | None:
     return MixerShape(layers, *sizes(config), family.mixer.beside_attention)
 
 
-def _delta_net(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
-    """The linear layers and bytes of the gated delta rule."""
+def _delta_net(config: Any) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """The linear layers of the gated delta rule, the bytes of its backward and of its graph."""
     heads, hidden = config.linear_num_value_heads, config.hidden_size
     key_size, value_size = config.linear_key_head_dim, config.linear_value_head_dim
     keys, values = config.linear_num_key_heads * key_size, heads * value_size
@@ -74,21 +82,26 @@ def _delta_net(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
     # shorter than a chunk have one each, which is not counted.
     states = 4 * heads * key_size * value_size // CHUNK
     if not is_usable("fla"):
-        return linears, 4 * convolved + 26 * values + 32 * heads * key_size + 21 * heads * CHUNK + states
+        return linears, 4 * convolved + 26 * values + 32 * heads * key_size + 21 * heads * CHUNK + states, 0
 
     # The convolution's input and output, a triangle of each chunk, decays and factors; gradients of the output and of
     # its gate. Then what the rule's backward makes: w with its gradient, those of q, and of k in two parts, for each
     # value head; u, what is left of the values, and their gradient in two parts.
     needed = 4 * convolved + 4 * values + 2 * heads * CHUNK + 24 * heads
-    return linears, needed + 10 * heads * key_size + 8 * values + states
+    backward = needed + 10 * heads * key_size + 8 * values + states
+
+    # The graph: the module's input, the convolution's, q and k as normed (transformers 5.17 repeats them for each value
+    # head), v, the output, its gate and both as normed, the triangle; decays, factors and norms' sums, most in fp32.
+    graph = 2 * hidden + 2 * convolved + 4 * heads * key_size + 8 * values + 2 * heads * CHUNK + 32 * heads
+    return linears, backward, graph
 
 
-def _short_convolution(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
+def _short_convolution(config: Any) -> tuple[dict[str, tuple[int, int]], int, int]:
     hidden = config.hidden_size
-    return {"in_proj": (3 * hidden, hidden), "out_proj": (hidden, hidden)}, 10 * hidden
+    return {"in_proj": (3 * hidden, hidden), "out_proj": (hidden, hidden)}, 10 * hidden, 0
 
 
-def _mamba(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
+def _mamba(config: Any) -> tuple[dict[str, tuple[int, int]], int, int]:
     # Nemotron H has its own names.
     own = hasattr(config, "mamba_num_heads")
     names = _NEMOTRON if own else ("mamba_n_heads", "mamba_d_head", "mamba_d_state", "mamba_n_groups")
@@ -98,7 +111,7 @@ def _mamba(config: Any) -> tuple[dict[str, tuple[int, int]], int]:
 
     chunk = config.chunk_size if own else config.mamba_chunk_size
     states = inner * state // chunk
-    return linears, 40 * inner + 24 * heads * state + 12 * heads * chunk + states + 8 * groups
+    return linears, 40 * inner + 24 * heads * state + 12 * heads * chunk + states + 8 * groups, 0
 
 
 def is_usable(name: str) -> bool:
