@@ -5,7 +5,17 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-PACKAGES = ("torch", "triton", "transformers", "trl", "bitsandbytes", "unsloth", "liger-kernel")
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "trl",
+    "bitsandbytes",
+    "unsloth",
+    "liger-kernel",
+    "fla-core",
+    "flash-attn-4",
+)
 
 
 def installed_versions(packages: Sequence[str] = PACKAGES) -> str:

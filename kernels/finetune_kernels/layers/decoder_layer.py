@@ -6,14 +6,13 @@
 One function instead of a hundred nodes decides what is saved between forward and backward (`ActivationPolicy`), saves
 each tensor once, and recomputes the cheap ones (norms, the activation's product, rotated q and k under a head norm)
 inside kernels that read their inputs anyway. Gemma norms the blocks' outputs as well, OLMo 2 these alone. In a
-parallel layer (Cohere, Phi-2) both blocks read the norm of x:
+parallel layer (Cohere, Phi-2) both blocks read one norm:
 
     n = norm(x);  h = x + attention(n ...) Wo;  y = h + (f(n Wgate) * n Wup) Wdown
 
 Latent attention has a block of its own (`latent_attention`). In a hybrid, some layers have a module of transformers in
-attention's place (`module_mixer`); a mixture has experts in the MLP's (`mixture_block`). In Gemma 4 a layer may have an
-input of its own, which a third block reads (`layer_input_block`), and keys and values cross layers: they are outputs of
-the layer that stores them and inputs of those that reuse them, so that autograd adds up their gradients.
+attention's place (`module_mixer`); a mixture has experts in the MLP's (`mixture_block`). Gemma 4's layers may have an
+input of their own, for a third block (`layer_input_block`), and hand on keys and values, whose gradients autograd adds.
 """
 
 from dataclasses import dataclass
