@@ -52,6 +52,7 @@ TUNED = '''
 were then, how those failed that did, how many compilations there were, and whether this thread made any."""
 
 import json
+import logging
 import sys
 import threading
 
@@ -94,6 +95,7 @@ def note(*arguments, **options):
     return compile_kernel(*arguments, **options)
 
 
+logging.basicConfig(level=logging.INFO)
 driver.set_active(Hopper())
 threads, compile_kernel = [], triton.compiler.compile
 triton.compiler.compile, Autotuner._bench = note, try_out
@@ -120,6 +122,7 @@ def tuned(folder: Path, *arguments: str) -> list[list[Any]]:
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("kernels are compiled before the first step") == (not arguments), "said once"
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
