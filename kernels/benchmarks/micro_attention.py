@@ -16,7 +16,9 @@ from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
 
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
-    """Yields cases of one and of two sequences: cuDNN takes those of equal lengths, FlashAttention the others."""
+    """Yields cases of one and of two sequences, by the backends that a pass has whose shape has come before: without
+    FlashAttention 4, which takes all of them, cuDNN those of equal lengths and FlashAttention the others. Then cases of
+    FlashAttention 4, where it is installed."""
     half = sizes.tokens // 2
     for longest, lengths in (("2 documents", (half, half)), ("1 document", (sizes.tokens,))):
         yield from _backend_cases(sizes, f"cuDNN, {longest}", lengths)
@@ -40,7 +42,7 @@ def _mixed_lengths(tokens: int) -> tuple[int, ...]:
 
 def _sequences(sizes: Sizes, lengths: tuple[int, ...]) -> PackedSequences:
     cu_seqlens = torch.tensor([0, *lengths], device=sizes.device).cumsum(0).to(torch.int32)
-    return PackedSequences(cu_seqlens, max(lengths), sum(lengths))
+    return PackedSequences(cu_seqlens, max(lengths), sum(lengths), comes_again=True)
 
 
 def _flash4_cases(

@@ -33,6 +33,7 @@ PUBLIC = {
     "attention.cudnn_cards": ("is_faster",),
     "attention.halves": ("forward_in_two", "backward_in_two"),
     "attention.inputs": ("Qkv", "PackedSequences", "AttentionParams"),
+    "attention.pass_counts": ("PassCounts", "PassesByEnds"),
     "attention.reference": ("reference", "reference_backward"),
     "dora": ("row_norms", "magnitude_gradient"),
     "byte_products.byte_rows": ("quantize_rows",),
