@@ -153,8 +153,8 @@ verify: binaries docs  ## Read-only checks: format, lint, types, layers, depende
 	ruff check --quiet crds operator trainer_image kernels tests
 	python -m mypy crds/finetune_api operator/finetune_operator operator/finetune_client trainer_image/finetune_trainer kernels/finetune_kernels kernels/benchmarks trainer_image/benchmarks/speed trainer_image/benchmarks/held_out tests/support/finetune_*
 	python -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
-	python -m deptry crds/finetune_api operator/finetune_operator --optional-dependencies-dev-groups client,trainer,gpu,dev
-	python -m deptry crds/finetune_api operator/finetune_client --optional-dependencies-dev-groups operator,trainer,gpu,dev
+	python -m deptry crds/finetune_api operator/finetune_operator --optional-dependencies-dev-groups client,trainer,gpu,hopper,dev
+	python -m deptry crds/finetune_api operator/finetune_client --optional-dependencies-dev-groups operator,trainer,gpu,hopper,dev
 	python -m deptry crds/finetune_api trainer_image/finetune_trainer kernels/finetune_kernels --optional-dependencies-dev-groups client,operator,dev
 	python -m finetune_api.generate --check
 	python -m finetune_operator.cluster.generate --check

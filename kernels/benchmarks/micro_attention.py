@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -11,13 +10,15 @@ from torch.nn import functional
 from benchmarks.micro_case import Case, Sizes, backward_of
 from finetune_kernels.ops import attention, softcap_attention
 from finetune_kernels.ops.rotary_embedding import Heads
-from finetune_kernels.primitives.attention import flash, flash4, ragged
+from finetune_kernels.primitives.attention import flash, flash4
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.multi_tensor_adamw import MultiTensorAdamW
 
 
 def attention_cases(sizes: Sizes) -> Iterator[Case]:
-    """Yields cases of one and of two sequences: cuDNN takes those of equal lengths, FlashAttention the others."""
+    """Yields cases of one and of two sequences, by the backends that a pass has whose shape has come before: without
+    FlashAttention 4, which takes all of them, cuDNN those of equal lengths and FlashAttention the others. Then cases of
+    FlashAttention 4, where it is installed."""
     half = sizes.tokens // 2
     for longest, lengths in (("2 documents", (half, half)), ("1 document", (sizes.tokens,))):
         yield from _backend_cases(sizes, f"cuDNN, {longest}", lengths)
@@ -25,11 +26,10 @@ def attention_cases(sizes: Sizes) -> Iterator[Case]:
     yield from _backend_cases(sizes, "FlashAttention, 1 document", (1, sizes.tokens - 1))
 
     mixed = _mixed_lengths(sizes.tokens)
-    yield from _packed_cases(sizes, ragged, "cuDNN ragged, mixed documents", mixed)
-    yield from _packed_cases(sizes, flash4, "FlashAttention 4, mixed documents", mixed)
-    yield from _packed_cases(sizes, flash4, "FlashAttention 4, 1 document", (sizes.tokens,))
-    yield from _packed_cases(sizes, flash4, "FlashAttention 4, window", (sizes.tokens,), sizes.tokens // 8)
-    yield from _packed_cases(sizes, flash4, "FlashAttention 4, heads of 256", (sizes.tokens,), heads=Heads(16, 4, 256))
+    yield from _flash4_cases(sizes, "mixed documents", mixed)
+    yield from _flash4_cases(sizes, "1 document", (sizes.tokens,))
+    yield from _flash4_cases(sizes, "window", (sizes.tokens,), sizes.tokens // 8)
+    yield from _flash4_cases(sizes, "heads of 256", (sizes.tokens,), heads=Heads(16, 4, 256))
 
 
 def _mixed_lengths(tokens: int) -> tuple[int, ...]:
@@ -42,22 +42,20 @@ def _mixed_lengths(tokens: int) -> tuple[int, ...]:
 
 def _sequences(sizes: Sizes, lengths: tuple[int, ...]) -> PackedSequences:
     cu_seqlens = torch.tensor([0, *lengths], device=sizes.device).cumsum(0).to(torch.int32)
-    return PackedSequences(cu_seqlens, max(lengths), sum(lengths))
+    return PackedSequences(cu_seqlens, max(lengths), sum(lengths), comes_again=True)
 
 
-def _packed_cases(
-    sizes: Sizes, kernel: ModuleType, name: str, lengths: tuple[int, ...], window: int | None = None,
-    heads: Heads | None = None,
-) -> Iterator[Case]:  # fmt: skip
-    """Yields cases of a kernel for packed sequences beside the FlashAttention that PyTorch ships, where the kernel's
-    package is installed."""
+def _flash4_cases(
+    sizes: Sizes, name: str, lengths: tuple[int, ...], window: int | None = None, heads: Heads | None = None
+) -> Iterator[Case]:
+    """Yields cases of FlashAttention 4 beside the FlashAttention that PyTorch ships, where it is installed."""
     heads = heads or sizes.heads
     params, sequences = AttentionParams(heads.size**-0.5, window), _sequences(sizes, lengths)
     qkv = heads.split(sizes.random(sizes.tokens, heads.width))
-    if not kernel.takes(qkv, sequences, params):
+    if not flash4.takes(qkv, sequences, params):
         return
     dout = sizes.random(sizes.tokens, heads.query, heads.size)
-    out, saved = kernel.forward(qkv, sequences, params)
+    out, saved = flash4.forward(qkv, sequences, params)
     theirs, their_saved = flash.forward(qkv, sequences, params)
 
     # pairs of a query and a key
@@ -68,13 +66,13 @@ def _packed_cases(
     shape = f"{len(lengths)} of {min(lengths)} to {max(lengths)}, {heads.query}/{heads.key_value} x {heads.size}"
     shape += f", {window} keys" if window else ""
     yield Case(
-        f"attention, {name}", "forward", shape, forward, "TFLOP/s",
-        lambda: kernel.forward(qkv, sequences, params), lambda: flash.forward(qkv, sequences, params),
+        f"attention, FlashAttention 4, {name}", "forward", shape, forward, "TFLOP/s",
+        lambda: flash4.forward(qkv, sequences, params), lambda: flash.forward(qkv, sequences, params),
         rival_name="FlashAttention",
     )  # fmt: skip
     yield Case(
-        f"attention, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
-        lambda: kernel.backward(dout, qkv, out, saved, sequences, params),
+        f"attention, FlashAttention 4, {name}", "backward", shape, 2.5 * forward, "TFLOP/s",
+        lambda: flash4.backward(dout, qkv, out, saved, sequences, params),
         lambda: flash.backward(dout, qkv, theirs, their_saved, sequences, params),
         rival_name="FlashAttention",
     )  # fmt: skip

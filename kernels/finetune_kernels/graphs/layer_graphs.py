@@ -55,7 +55,9 @@ class RecordedPass:
         self._recorder, self._outputs = FallibleRecorder(recorder), Outputs(shape.rows)
         self._ends = Place(sequences.cu_seqlens, stays=False, rows=shape.sequences + 1)
         self._shared: list[tuple[Place | None, ...]] = []
-        self.sequences = PackedSequences(self._ends.tensor, shape.longest, shape.rows, is_bounded=shape.is_bound)
+        self.sequences = PackedSequences(
+            self._ends.tensor, shape.longest, shape.rows, is_bounded=shape.is_bound, comes_again=sequences.comes_again
+        )
         """The sequences of whatever pass runs now."""
         self.layers: dict[int, RecordedFunction] = {}
 

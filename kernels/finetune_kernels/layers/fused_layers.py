@@ -19,6 +19,7 @@ from finetune_kernels.layers.one_block_layer import OneBlockLayer
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.primitives.attention.inputs import PackedSequences
+from finetune_kernels.primitives.attention.pass_counts import PassCounts
 from finetune_kernels.vocabulary.host_vocabulary import move_to_host
 
 
@@ -36,6 +37,7 @@ class FusedLayers:
         self.returns_tuple = family is not None and family.returns_tuple
         self.is_wide = family is not None and family.overflows_fp16 and dtype is torch.float16
         """True if the residual stream is fp32."""
+        self._passes = PassCounts()
         self._sequences: PackedSequences | None = None
         self._graphs: LayerGraphs | None = None
         self._pads_graphs = False
@@ -122,7 +124,7 @@ class FusedLayers:
         # The first layer begins a pass: what was shared in the one before is out of date.
         if index == 0 or self._sequences is None:
             self._cos_sin = {}
-            self._sequences = _packed_sequences(batch, length, hidden.device, options)
+            self._sequences = self._passes.begin(_packed_sequences(batch, length, hidden.device, options))
             self._recorded = self._begin_recorded(hidden, self._sequences)
         sequences = self._sequences if self._recorded is None else self._recorded.sequences
 

@@ -18,10 +18,12 @@ from finetune_kernels.ops.attention import attention
 from finetune_kernels.planning.families import family_of
 from finetune_kernels.planning.fused_support import sees_both_directions
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
+from finetune_kernels.primitives.attention.pass_counts import PassesByEnds
 
 NAME = "finetune_packed"
 DENSE = "sdpa"
 """transformers' name of the attention that serves calls that are not packed."""
+_passes = PassesByEnds()
 
 
 def _attend(
@@ -33,8 +35,9 @@ def _attend(
         return _attend_dense(module, (query, key, value), mask, scaling, options)
 
     qkv = Qkv(*(part[0].transpose(0, 1) for part in (query, key, value)))  # [T, H or H_kv, D]
-    cu_seqlens = options["cu_seq_lens_q"].to(torch.int32)
-    sequences = PackedSequences(cu_seqlens, int(options["max_length_q"]), query.shape[2])
+    ends = options["cu_seq_lens_q"]  # the tensor itself is that of all layers, also where they run again for backward
+    sequences = PackedSequences(ends.to(torch.int32), int(options["max_length_q"]), query.shape[2])
+    sequences = _passes.of(ends, sequences)
     params = AttentionParams(scaling, _window(module, options), options.get("softcap"), options.get("s_aux"))
     # Latent attention's values are smaller than its keys, and kernels take one size: zeros add nothing.
     size = qkv.v.shape[2]

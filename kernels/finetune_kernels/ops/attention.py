@@ -9,11 +9,11 @@ Shapes: q [T, H, D], k and v [T, H_kv, D] (grouped heads are not repeated in mem
 
 On a Hopper where the package flash-attn-4 is installed, FlashAttention 4 computes everything that it takes: of lengths,
 windows and heads alike it is twice as fast as the FlashAttention that PyTorch ships (4,096 tokens on an H200: 597
-against 253 TFLOP/s forward, 480 and 242 backward; mixed lengths 2.0 and 1.7 times), and a tenth faster than cuDNN's
-batches. Elsewhere cuDNN takes sequences of one length (Hopper, Blackwell), and the rest goes by cumulative lengths:
-without windows to cuDNN's ragged layout, if its package is installed, else to PyTorch's FlashAttention. Only
-FlashAttention 4 caps scores: without it, Gemma 2 has a kernel of ours (`softcap_attention`). What FlashAttention does
-not take (cards before Ampere, heads of more than 256 elements) runs PyTorch's memory-efficient kernel.
+against 253 TFLOP/s forward, 480 and 242 backward; mixed lengths 2.0 and 1.7 times), and 3 to 10 % faster than cuDNN's
+batches. Elsewhere cuDNN takes sequences of one length in passes whose shape comes again (Hopper, Blackwell), and the
+FlashAttention that PyTorch ships takes all others. Only FlashAttention 4 caps scores: without it, Gemma 2 has a kernel
+of ours (`softcap_attention`). What FlashAttention does not take (cards before Ampere, heads of more than 256 elements)
+runs PyTorch's memory-efficient kernel.
 
 Source: Dao, "FlashAttention-2", 2023; cuDNN's fused attention; grouped heads: Ainslie et al., "GQA", 2023.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from finetune_kernels.ops import softcap_attention
-from finetune_kernels.primitives.attention import batched, cpu, efficient, flash, flash4, ragged
+from finetune_kernels.primitives.attention import batched, cpu, efficient, flash, flash4
 from finetune_kernels.primitives.attention import reference as attention_reference
 from finetune_kernels.primitives.attention.halves import Saved
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
@@ -74,9 +74,7 @@ def _backend(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> M
         return efficient
     if flash4.takes(qkv, sequences, params):
         return flash4
-    if batched.takes(qkv.q, sequences, params):
-        return batched
-    return ragged if ragged.takes(qkv, sequences, params) else flash
+    return batched if batched.takes(qkv.q, sequences, params) else flash
 
 
 class AttentionFunction(torch.autograd.Function):

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any], ActivationPolicy]] = {
     "experts": ("qwen3_moe", EXPERTS, ActivationPolicy.SAVE_ALL),
     "experts beside an MLP": ("gemma4_text", GEMMA4, ActivationPolicy.SAVE_ALL),
 }
-# Documents of one shape. Of equal lengths cuDNN's kernel takes them, of others FlashAttention.
+# Documents of one shape. Of equal lengths cuDNN's kernel takes them from the third pass on, of others FlashAttention.
 EQUAL = [(256, 256)] * 6
 MIXED = [(256, 100, 156), (100, 256, 156), (156, 100, 256), (256, 156, 100), (100, 156, 256), (156, 256, 100)]
 

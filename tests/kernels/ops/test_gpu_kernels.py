@@ -233,7 +233,8 @@ def test_head(softcap: float | None, vocabulary: int) -> None:
 def test_attention(lengths: tuple[int, ...], size: int, dtype: torch.dtype, has_sinks: bool) -> None:
     """Eager: products and softmax as transformers' eager attention has them, document by document."""
     t, scale = sum(lengths), size**-0.5
-    sequences = PackedSequences(torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32), max(lengths), t)
+    ends = torch.tensor([0, *lengths], device="cuda").cumsum(0).to(torch.int32)
+    sequences = PackedSequences(ends, max(lengths), t, comes_again=True)  # a batch is cuDNN's, where that is used
     inputs = [bf16(t, count, size, seed=count + seed).to(dtype) for seed, count in enumerate((16, 4, 4))]
     dout = bf16(t, 16, size, seed=9).to(dtype)
     sinks = bf16(16, seed=11).to(dtype) if has_sinks else None

@@ -29,14 +29,11 @@ PARTS = ("rotary_pairs",)
 """Parts of an operation's kernels; the operation has the formula."""
 PUBLIC = {
     "adapter_dropout": ("drop", "add_lora_dx"),
-    **{
-        f"attention.{name}": ("forward", "backward")
-        for name in ("batched", "cpu", "efficient", "flash", "flash4", "ragged")
-    },
+    **{f"attention.{name}": ("forward", "backward") for name in ("batched", "cpu", "efficient", "flash", "flash4")},
     "attention.cudnn_cards": ("is_faster",),
     "attention.halves": ("forward_in_two", "backward_in_two"),
     "attention.inputs": ("Qkv", "PackedSequences", "AttentionParams"),
-    "attention.ragged_plan": ("PlanKey", "plans"),
+    "attention.pass_counts": ("PassCounts", "PassesByEnds"),
     "attention.reference": ("reference", "reference_backward"),
     "dora": ("row_norms", "magnitude_gradient"),
     "byte_products.byte_rows": ("quantize_rows",),

@@ -11,7 +11,7 @@ import torch
 from finetune_api.outcome import Outcome, Result
 from finetune_api.run_config import RunConfig
 from finetune_kernels.ops import attention
-from finetune_kernels.primitives.attention import batched, flash, ragged
+from finetune_kernels.primitives.attention import batched, flash
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.tensor_checks import root_error
 from finetune_test_models import tiny_runs
@@ -37,7 +37,7 @@ def turing(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a Turing card has no such kernel")
 
-    for module, name in ((flash, "forward"), (flash, "backward"), (batched, "takes"), (ragged, "takes")):
+    for module, name in ((flash, "forward"), (flash, "backward"), (batched, "takes")):
         monkeypatch.setattr(module, name, refuse)
 
 

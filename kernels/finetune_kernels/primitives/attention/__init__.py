@@ -5,8 +5,7 @@ reference       the formula, forward and backward
 flash           FlashAttention: sequences of any lengths, and windows
 flash4          FlashAttention 4 on Hopper, by its own package
 batched         cuDNN's for sequences of one length, by PyTorch's call
-ragged          cuDNN's for sequences of mixed lengths, by NVIDIA's package for cuDNN's graphs
-ragged_plan     what that is compiled for
+pass_counts     passes by their shape: cuDNN takes those whose shape comes again
 cudnn_cards     cards on which cuDNN's is used
 efficient       PyTorch's memory-efficient kernel: cards before Ampere, heads of more than 256 elements
 cpu             the CPU's

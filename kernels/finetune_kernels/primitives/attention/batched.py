@@ -1,6 +1,6 @@
 """cuDNN's attention of a batch: sequences of one length, by PyTorch's call.
 
-It compiles a plan for each shape, so it serves the first few shapes only.
+It compiles a plan for each shape, so it serves passes whose shape has come before (`pass_counts`).
 
 Source: NVIDIA, cuDNN's fused attention.
 """
@@ -12,24 +12,16 @@ from finetune_kernels.primitives.attention.halves import Saved
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
 MAX_HEAD_SIZE = 128
-MAX_SHAPES = 8
-"""Distinct shapes that cuDNN may compile for; a training run of fixed length needs one or two."""
-_shapes: set[tuple[int, ...]] = set()
 aten = torch.ops.aten
 
 
 def takes(q: torch.Tensor, sequences: PackedSequences, params: AttentionParams) -> bool:
-    """True if the sequences are a batch of one of the shapes, on a card where cuDNN is the faster one."""
+    """True if the sequences are a batch whose shape comes again, on a card where cuDNN is the faster one."""
     is_cut = params.sinks is not None or params.effective_window(sequences.max_seqlen) is not None
-    if is_cut or not sequences.is_batch or sequences.count > halves.MAX_SEQUENCES or q.shape[2] > MAX_HEAD_SIZE:
+    if is_cut or not (sequences.is_batch and sequences.comes_again):
         return False
-    if not cudnn_cards.is_faster(q.device):
-        return False
-
-    shape = (sequences.count, sequences.max_seqlen, *q.shape[1:])
-    if shape not in _shapes and len(_shapes) < MAX_SHAPES:
-        _shapes.add(shape)
-    return shape in _shapes
+    fits = sequences.count <= halves.MAX_SEQUENCES and q.shape[2] <= MAX_HEAD_SIZE
+    return fits and cudnn_cards.is_faster(q.device)
 
 
 def forward(qkv: Qkv, sequences: PackedSequences, params: AttentionParams) -> tuple[torch.Tensor, Saved]:

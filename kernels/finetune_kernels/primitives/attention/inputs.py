@@ -40,6 +40,9 @@ class PackedSequences:
     """T."""
     is_bounded: bool = False
     """True if max_seqlen is a bound, which sequences need not reach."""
+    comes_again: bool = False
+    """True if passes of this shape have come before, so that a kernel that is compiled for one shape pays
+    (`pass_counts`). All layers of a pass, and both directions of each, are told the same."""
 
     @classmethod
     def of_length(cls, length: int, count: int, device: torch.device) -> "PackedSequences":

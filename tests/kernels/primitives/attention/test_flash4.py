@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from finetune_kernels.primitives.attention import flash4
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 
+PROJECT = Path(__file__).parents[4] / "pyproject.toml"
 SEQUENCES = PackedSequences.of_length(64, 2, torch.device("cpu"))
 
 
@@ -54,6 +57,11 @@ def test_it_is_for_hopper_and_one_version(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(flash4, "version", lambda name, found=found: found)
         assert flash4.is_installed.__wrapped__() is expected
     assert not flash4.takes(qkv(), SEQUENCES, AttentionParams(1.0)), "there is no such card here"
+
+
+def test_the_extra_brings_the_version_that_is_used() -> None:
+    project = tomllib.loads(PROJECT.read_text())["project"]
+    assert project["optional-dependencies"]["hopper"] == [f"flash-attn-4[cu13]=={flash4.VERSION}"]
 
 
 def test_both_directions_see_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
