@@ -16,6 +16,7 @@ from finetune_kernels.ops import (
     softcap_attention,
 )
 from finetune_kernels.primitives import adapter_dropout, dora
+from finetune_kernels.primitives.attention import pass_counts
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_test_kernels.quick_interpreter import hasten_interpreter
 from finetune_test_kernels.rounding_interpreter import round_e4m3_in_interpreter
@@ -30,6 +31,12 @@ def _rotary_forward(
     """Rotates as the kernel does: in place without a head norm."""
     rotated = rotary_embedding.reference(qkv, cos, sin, heads, norm)  # type: ignore[arg-type]
     return rotated if norm is not None else qkv.copy_(rotated)
+
+
+@pytest.fixture
+def cudnn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches for cuDNN's kernel go there in their first pass, so that all passes of a shape take the same kernel."""
+    monkeypatch.setattr(pass_counts, "PASSES", 1)
 
 
 @pytest.fixture

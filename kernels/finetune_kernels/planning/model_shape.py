@@ -112,8 +112,7 @@ class ModelShape:
         """Parameters of linear layers in transformers' own mixers that run again in backward."""
         if self.mixers is None:
             return 0
-        kept = ActivationPolicy.SAVE_ALL if self.mixers.graph_bytes else None
-        return sum(policies[index] is not kept for index in self.mixers.layers) * self.mixers.parameters
+        return sum(self.mixers.runs_again(policies[index]) for index in self.mixers.layers) * self.mixers.parameters
 
     @property
     def active_parameters(self) -> int:
@@ -172,11 +171,10 @@ class ModelShape:
             replaced = mixer and self.mixers is not None and not self.mixers.beside_attention
             elements += 0 if replaced else self._saved_attention
             elements += (3 if self.experts else 2) * (self.hidden + 2) if self.second_norms else 0
-        if policy is ActivationPolicy.SAVE_ALL:
-            elements += self.wide_inputs * self.feed_forward  # gate and up
-
         if policy is not ActivationPolicy.SAVE_ALL:
             return elements * BYTES
+
+        elements += self.wide_inputs * self.feed_forward  # gate and up
         graph = self.mixers.graph_bytes if mixer and self.mixers is not None else 0
         return elements * BYTES + graph + (0 if self.experts is None else self.experts.fused_bytes)
 
@@ -199,8 +197,7 @@ class ModelShape:
         narrow = 0.0 if self.experts is None else 2.0 * self.hidden * self.experts.chosen * self.experts.wide
         down, gate_up = down + narrow, gate_up + (0 if self.experts is None else self.experts.wide_inputs) * narrow
         if mixer and self.mixers is not None:
-            keeps = self.mixers.graph_bytes and policy is ActivationPolicy.SAVE_ALL
-            again = 0.0 if keeps else 2.0 * self.mixers.parameters
+            again = 2.0 * self.mixers.parameters * self.mixers.runs_again(policy)
             if self.mixers.beside_attention:
                 return again + self.recomputed_flop(policy)
             return again + (0.0 if policy is ActivationPolicy.SAVE_ALL else gate_up)

@@ -28,13 +28,13 @@ from finetune_kernels.layers.supervised_loss import fused_supervised_loss
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives import adapter_dropout
 from finetune_kernels.primitives.adapter_dropout import DropoutSeed, Mask, new_dropout_seed
-from finetune_kernels.primitives.attention import pass_counts
 from finetune_test_kernels.small_layers import LINEARS, drop_by
 from finetune_test_kernels.tensor_checks import root_error, watched
 from finetune_trainer.training.collator import collate_packed
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("cudnn_at_once"),
     pytest.mark.filterwarnings("default"),  # a GPU's image has other versions than the lock, which warn of other things
 ]
 PHI4_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}
@@ -70,12 +70,6 @@ SAME = (512, 512)
 VARIED = (700, 24, 300)
 """Documents for FlashAttention's."""
 Results = dict[str, torch.Tensor]
-
-
-@pytest.fixture(autouse=True)
-def _cudnn_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Documents for cuDNN's kernel go there in their first pass."""
-    monkeypatch.setattr(pass_counts, "PASSES", 1)
 
 
 def make(family: str, dtype: torch.dtype, adapter: str = "LoRA", *, scale: float = 1.0) -> Any:

@@ -7,21 +7,14 @@ import torch
 
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.primitives.attention import pass_counts
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.host_tensors import HostTensors, Slot
 from finetune_test_kernels.quantized_mixtures import quantized_mixture
 from finetune_test_kernels.tensor_checks import normal
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cudnn_at_once")]
 CYCLES = 20_000_000
 """About 10 ms: far longer than a layer of this size computes."""
-
-
-@pytest.fixture(autouse=True)
-def _one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All passes of a shape take the same kernel for attention."""
-    monkeypatch.setattr(pass_counts, "PASSES", 1)
 
 
 def results(model: Any, factors: dict[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -9,23 +9,16 @@ import torch
 
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.primitives.attention import pass_counts
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.host_tensors import PIECE, HostTensors, Slot
 from finetune_test_kernels.quantized_layers import quantized_model, stream
 from finetune_test_kernels.small_layers import one_pass
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("cudnn_at_once")]
 LAYERS, HIDDEN, LENGTH = 7, 512, 40
 PASSES = 3
 CYCLES = 20_000_000
 """About 10 ms: a hundred times what a layer of this size computes or copies."""
-
-
-@pytest.fixture(autouse=True)
-def _one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All passes of a shape take the same kernel for attention."""
-    monkeypatch.setattr(pass_counts, "PASSES", 1)
 
 
 def sleep(*_: Any) -> None:

@@ -126,7 +126,8 @@ class ModuleMixer:
         backward. A run whose graph backward gets leaves it in `pass_ctx`."""
         _, n1, rstd = pre_norm(self.norm, inputs.x)  # [T, hidden], [T]
         if again or (pass_ctx.keeps and takes_ends(self.module, n1)):
-            out = self._run_for_backward(n1, inputs, pass_ctx, again=again)
+            # The module may have saved its output.
+            out = self._run_for_backward(n1, inputs, pass_ctx, again=again).clone()
         else:
             out = self._run(n1, inputs)
         return MixerActivations(rstd), self._scale(out)
@@ -152,13 +153,13 @@ class ModuleMixer:
     def _run_for_backward(
         self, n1: torch.Tensor, inputs: LayerInputs, pass_ctx: MixerPass, *, again: bool
     ) -> torch.Tensor:
-        """n1 [T, hidden] -> a copy of the module's output [T, hidden], which it may have saved; leaves the graph in the
-        pass. `again`: as it ran before."""
+        """n1 [T, hidden] -> the module's output [T, hidden], to be read only; leaves the graph in the pass. `again`: as
+        it ran before."""
         with pass_ctx.again() if again else torch.enable_grad():
             n1 = n1.detach().requires_grad_()
             out = self._run(n1, inputs)
         pass_ctx.graph = MixerGraph(n1, get_gradient_edge(out))
-        return out.detach().clone()
+        return out.detach()
 
     def _run(self, n1: torch.Tensor, inputs: LayerInputs) -> torch.Tensor:
         """n1 [T, hidden] -> the module's output [T, hidden], in the type of n1."""

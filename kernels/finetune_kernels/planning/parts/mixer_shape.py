@@ -14,6 +14,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
+from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.family import Family
 
 CHUNK = 64
@@ -52,6 +53,10 @@ class MixerShape:
     def all_parameters(self) -> int:
         """Parameters of the linear layers of all mixers, which are never kept dequantised."""
         return len(self.layers) * self.parameters
+
+    def runs_again(self, policy: ActivationPolicy) -> bool:
+        """True if backward runs the mixer of a layer with this policy a second time."""
+        return policy is not ActivationPolicy.SAVE_ALL or not self.graph_bytes
 
 
 def mixer_shape(config: Any, family: Family | None) -> MixerShape | None:

@@ -1,7 +1,7 @@
 """FlashAttention 4 by cumulative lengths, where the package flash-attn-4 is: written for Hopper's asynchronous products
 and copies, which the FlashAttention that PyTorch ships does not use.
 
-It takes sequences of any lengths, windows, capped scores and heads of up to 256 elements. Its kernels are compiled when
+It takes sequences of any lengths, windows, capped scores and heads of `HEAD_SIZES`. Its kernels are compiled when
 a size of heads, a grouping or a kind of window is first met, not for each length (on two CPU cores: 6 s forward, 8 s
 backward).
 
