@@ -1,18 +1,21 @@
 """Linear attention by fla-core's kernels on GPUs, where it is installed, and by transformers' own loops on CPUs.
 
-transformers takes fla's functions when a modelling file is imported, if fla can be imported then: there need be no GPU,
-and tensors of a CPU would go to Triton's compiler. So the functions of that file are replaced by ones that look where
-their tensors are. The short convolution before the gated delta rule, for which transformers knows causal-conv1d alone,
-and the gated norm behind it are fla's as well. Rule and convolution take the ends of packed documents.
+transformers takes fla's functions when a modelling file is imported, if fla can be imported then. There need be no GPU,
+and tensors of a CPU would go to Triton's compiler; if fla cannot be imported, for whatever reason, its loops run, and
+up to 5.17 they let packed documents see each other. So the functions of that file are replaced by ones that look where
+their tensors are, and take fla's themselves, or fail. The short convolution before the gated delta rule, for which
+transformers knows causal-conv1d alone, and the gated norm behind it are fla's as well. Rule and convolution take the
+ends of packed documents.
 
 The alternative, transformers' forward written anew, was rejected: each family splits its projections otherwise.
 """
 
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, cached_property, partial
+from importlib import import_module
 from importlib.util import find_spec
-from inspect import unwrap
+from inspect import signature, unwrap
 from types import ModuleType
 from typing import Any
 
@@ -22,10 +25,13 @@ from finetune_kernels.mixers.tuning import compile_side_by_side, pin_norms
 from finetune_kernels.planning.parts.mixer_shape import is_usable
 
 DELTA_RULE, CONVOLUTION = "torch_chunk_gated_delta_rule", "causal_conv1d_fn"
-RULES = (
-    DELTA_RULE, "torch_recurrent_gated_delta_rule", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention",
-)  # fmt: skip
-"""Functions of transformers' modelling files that it takes from fla."""
+RULES = {
+    DELTA_RULE: ("fla.ops.gated_delta_rule", "chunk_gated_delta_rule"),
+    "torch_recurrent_gated_delta_rule": ("fla.ops.gated_delta_rule", "fused_recurrent_gated_delta_rule"),
+    "chunk_kimi_delta_attention": ("fla.ops.kda", "chunk_kda"),
+    "recurrent_kimi_delta_attention": ("fla.ops.kda", "fused_recurrent_kda"),
+}
+"""Function of transformers' modelling files -> the module and name of fla's that computes the same."""
 SILU = ("silu", "swish")
 
 
@@ -38,8 +44,8 @@ def use_kernels(causal: Any) -> None:
 
     for module in causal.modules():
         file = _file_of(module)
-        for name in RULES:
-            _replace(file, name, _WhereTensorsAre)
+        for name, source in RULES.items():
+            _replace(file, name, partial(_Rule, source))
         if hasattr(file, DELTA_RULE):
             _replace(file, CONVOLUTION, _Convolution)
             if type(module).__name__.endswith("RMSNormGated") and not isinstance(module.forward, _GatedNorm):
@@ -69,23 +75,32 @@ def _file_of(module: Any) -> ModuleType:
     return sys.modules[type(module).__module__]
 
 
-def _replace(file: ModuleType, name: str, stand_in: type) -> None:
+def _replace(file: ModuleType, name: str, stand_in: Callable[[Any], Any]) -> None:
     function = getattr(file, name, None)
-    if function is not None and not isinstance(function, stand_in):
+    if function is not None and not isinstance(function, _Rule | _Convolution):
         setattr(file, name, stand_in(function))
 
 
-class _WhereTensorsAre:
-    """Stands in for a function that transformers took from fla."""
+class _Rule:
+    """Stands in for a function that transformers takes from fla where it can."""
 
-    def __init__(self, kernel: Callable[..., Any]) -> None:
-        self._kernel, self._reference = kernel, unwrap(kernel)
+    def __init__(self, source: tuple[str, str], function: Callable[..., Any]) -> None:
+        self._source, self._reference = source, unwrap(function)
 
     def __call__(self, query: torch.Tensor, *arguments: Any, **options: Any) -> Any:
-        if on_gpu(query):
-            return self._kernel(query, *arguments, **options)
-        _refuse_ends(options.get("cu_seqlens"))
-        return self._reference(query, *arguments, **options)
+        """Computes what transformers' function does. Raises ImportError if fla is installed and cannot be imported."""
+        if not on_gpu(query):
+            _refuse_ends(options.get("cu_seqlens"))
+            return self._reference(query, *arguments, **options)
+        kernel, known = self._kernel
+        return kernel(query, *arguments, **{name: value for name, value in options.items() if name in known})
+
+    @cached_property
+    def _kernel(self) -> tuple[Callable[..., Any], frozenset[str]]:
+        """fla's function and its options: transformers hands everything on that a pass was given."""
+        module, name = self._source
+        kernel = getattr(import_module(module), name)  # only where there is a GPU: its import takes seconds
+        return kernel, frozenset(signature(kernel).parameters)
 
 
 class _Convolution:
@@ -104,7 +119,7 @@ class _Convolution:
             _refuse_ends(ends)
             return self._reference(hidden_states, weight, bias, activation=activation)  # type: ignore[no-any-return]
 
-        from fla.modules.causal_conv1d import causal_conv1d  # only where there is a GPU: its import takes seconds
+        from fla.modules.causal_conv1d import causal_conv1d
 
         rows = hidden_states.transpose(1, 2)
         out, _ = causal_conv1d(rows, weight, bias, activation=activation, cu_seqlens=ends)

@@ -46,7 +46,8 @@ def by_document(formula: Formula) -> Formula:
 
 @pytest.fixture
 def modelling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Qwen 3.5's modelling file as it is where fla is installed and there is no GPU: all tensors go to Triton."""
+    """Qwen 3.5's modelling file as it is where fla is installed and there is no GPU: all tensors go to Triton. Its
+    functions are put back after the test."""
     file: ModuleType = modeling_qwen3_5
     monkeypatch.setattr(linear_attention, "find_spec", lambda name: object())
     for name in (DELTA_RULE, CONVOLUTION):
@@ -66,10 +67,12 @@ def on_gpu(modelling: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
     given = dict[str, Any]()
     rule, convolution = (unwrap(getattr(modelling, name)) for name in (DELTA_RULE, CONVOLUTION))
 
-    @wraps(rule)
-    def delta_rule(*inputs: torch.Tensor, **options: Any) -> Any:
-        given["rule"] = options["cu_seqlens"]
-        return by_document(rule)(*inputs, **options)
+    def delta_rule(
+        *inputs: torch.Tensor, g: Any, beta: Any, cu_seqlens: Any = None, use_qk_l2norm_in_kernel: bool = False
+    ) -> Any:
+        given["rule"] = cu_seqlens
+        formula, norms = by_document(rule), use_qk_l2norm_in_kernel
+        return formula(*inputs, g=g, beta=beta, cu_seqlens=cu_seqlens, use_qk_l2norm_in_kernel=norms)
 
     def convolve(x: torch.Tensor, weight: Any, bias: Any, *, activation: str, cu_seqlens: Any) -> Any:
         given["convolution"] = cu_seqlens
@@ -81,9 +84,9 @@ def on_gpu(modelling: ModuleType, monkeypatch: pytest.MonkeyPatch) -> dict[str, 
         given["norm"] = activation
         return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps) * torch.nn.functional.silu(gate)
 
-    monkeypatch.setattr(modelling, DELTA_RULE, delta_rule)
     monkeypatch.setattr(linear_attention, "on_gpu", lambda tensor: True)
     for path, (name, function) in {
+        "fla.ops.gated_delta_rule": ("chunk_gated_delta_rule", delta_rule),
         "fla.modules.causal_conv1d": ("causal_conv1d", convolve),
         "fla.modules.norm.fused_norm_gate": ("rms_norm_gated", norm),
     }.items():
@@ -141,6 +144,17 @@ def test_either_without_the_ends_lets_documents_see_each_other(
 
 def _without(option: str, call: Formula) -> Formula:
     return lambda self, *inputs, **options: call(self, *inputs, **options | {option: None})
+
+
+def test_a_rule_that_cannot_be_imported_is_an_error_and_not_a_loop(
+    on_gpu: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to 5.17, transformers' loops would run, and mix the documents."""
+    model = family_model(FAMILY["Qwen3_5"])
+    isolate_documents(model.get_base_model())
+    monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", None)
+    with pytest.raises(ImportError, match=r"fla\.ops\.gated_delta_rule"):
+        documents_pass(model, DOCUMENTS, packed=True)
 
 
 def test_the_loops_refuse_what_they_would_mix(modelling: ModuleType) -> None:
