@@ -200,6 +200,18 @@ def test_time_follows_the_cards_speed() -> None:
     assert judged(a_config(143_771 * 2**20))[0].hours is None
 
 
+@pytest.mark.parametrize("usable", [True, False], ids=["fla's kernels", "loops"])
+def test_linear_attention_has_the_speed_that_was_measured_by_flas_kernels(
+    usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixer_shape, "is_usable", lambda name: usable)
+    gpu = estimate_gpu(a_config(143_771 * 2**20, teraflops=989), Qwen3_5TextConfig(), BIG)
+    assert gpu is not None
+    # docs/lab-notes.md: 12,213, 11,989 and, packed, 12,538 tokens/s on an H200.
+    assert gpu.tokens_per_second == (pytest.approx(12_200, rel=0.03) if usable else None)
+    assert (gpu.why_no_speed or "").startswith("" if usable else "of models that have other layers than attention")
+
+
 def test_no_estimate_without_a_gpu_or_for_layers_that_the_plan_does_not_know() -> None:
     config = a_config(80 * GIB).model_copy(update={"gpu": None})
     assert estimate_gpu(config, LLAMA_8B, BIG) is None

@@ -7,7 +7,8 @@ stream from host memory are waited for comes on top, over a bus of 55 GB/s.
 
 A mixture's products are as fast, but all experts are decoded in each pass, and rows are sorted, gathered and summed for
 each token. With few tokens the GPU waits for the host, which launches two hundred small operations a layer: the slower
-of the two decides. Where activations are recomputed, forward runs again, which is a third of a layer.
+of the two decides. Where activations are recomputed, forward runs again, which is a third of a layer. Linear attention
+by fla's kernels takes a time of its own for each token beside its products.
 """
 
 from dataclasses import replace
@@ -30,6 +31,9 @@ Qwen3-30B-A3B, and 184 ms for 24 of gpt-oss-20b. Hosts differ by a tenth and mor
 MIXTURE_TOKEN = 0.5e-6
 """Seconds that a mixture's layer takes for each token beside products and decoding, on an H200: four sequences of 2,048
 tokens take 450 ms in Qwen3-30B-A3B."""
+LINEAR_ATTENTION_TOKEN = 0.73e-6
+"""Seconds that linear attention by fla's kernels takes for each token and layer beside its products, on an H200:
+12,100 tokens/s with Qwen 3.5 9B, where the products alone would allow 15,300."""
 FORWARD = 1 / 3
 """Share of forward in a layer's own costs; backward has twice as many."""
 
@@ -38,8 +42,11 @@ def why_unknown(shape: ModelShape, teraflops: float | None) -> str | None:
     """Says why no speed can be told, for people; None if one can."""
     if teraflops is None:
         return "spec.resources names no GPU whose speed is known (nodeSelector nvidia.com/gpu.product)"
-    if shape.mixers is not None:
-        return "the speed of models that have other layers than attention is not measured yet"
+    if shape.mixers is not None and (not shape.mixers.graph_bytes or shape.experts is not None):
+        return (
+            "of models that have other layers than attention, only those with linear attention by fla-core's kernels "
+            "and without experts have had their speed measured"
+        )
     return None
 
 
@@ -54,7 +61,8 @@ def tokens_per_second(
 
     # Floating-point operations for one token, forward and backward.
     linears = (6.0 if shape.magnitudes else 4.0) * shape.active_parameters
-    elements = sum(layer.head_size for layer in shape.sizes) or shape.layers * shape.head_size
+    others = 0 if shape.mixers is None or shape.mixers.beside_attention else len(shape.mixers.layers)
+    elements = sum(layer.head_size for layer in shape.sizes) or (shape.layers - others) * shape.head_size
     attention = 2.0 * length * shape.heads * elements * (1 + BACKWARD)
     head = 4.0 * shape.hidden * shape.vocabulary
     recomputed = shape.recomputed_by(plan.policies)
@@ -63,6 +71,8 @@ def tokens_per_second(
     products = EFFICIENCY * teraflops * 1e12
     busy = tokens * (linears + attention + head + recomputed) / products
     busy += plan.streamed_layers * waiting_seconds(shape, replace(H200, products=products), tokens, recomputed)
+    if shape.mixers is not None:
+        busy += len(shape.mixers.layers) * LINEAR_ATTENTION_TOKEN * tokens
     if shape.experts is not None:
         busy = _with_experts(busy, shape, plan, tokens)
     return tokens / busy
