@@ -1,7 +1,9 @@
 """The sizes of a pass that a recording cannot change. Pure.
 
 Packs of documents differ in tokens, documents and the longest of them from pass to pass, so that none would come again.
-A recording takes all packs that are a little smaller: rows behind the last token are one more document, of zeros.
+A recording takes all packs that are a little smaller: rows behind the last token are one more document, of zeros. How
+many documents there are, and how long they are, matters to attention alone, whose blocks beyond the end of a document
+end at once: so these bounds are generous, and nearly all packs of a run share one recording.
 """
 
 from typing import NamedTuple
@@ -12,6 +14,10 @@ from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 PARTS = 8
 """Sizes of a recording between a power of two and the next: fewer than an eighth of its rows are empty."""
+MEAN = 128
+"""Tokens of a document, on average, down to which packs share a recording."""
+LONGEST = 4096
+"""Tokens of a document up to which they share it."""
 
 
 class PassShape(NamedTuple):
@@ -34,10 +40,11 @@ class PassShape(NamedTuple):
             return cls(sequences.tokens, sequences.count, sequences.max_seqlen, trains_input)
 
         step = max(1, next_power_of_2(sequences.tokens + 1) // 2 // PARTS)
+        rows = -(-sequences.tokens // step) * step
         return cls(
-            rows=-(-sequences.tokens // step) * step,
-            sequences=next_power_of_2(sequences.count + 1),
-            longest=next_power_of_2(max(sequences.max_seqlen, step)),
+            rows=rows,
+            sequences=next_power_of_2(max(sequences.count + 1, rows // MEAN)),
+            longest=next_power_of_2(max(sequences.max_seqlen, min(rows, LONGEST))),
             trains_input=trains_input,
             is_bound=True,
         )

@@ -75,7 +75,7 @@ ROWS = {
     "qwen3.5-9b-2048-bs2-ga4": Row("qwen3.5-9b", 2048, 2, 4),
     "qwen3.5-9b-packed-2048": Row("qwen3.5-9b", 2048, 2, 4, mean=500),
     "qwen3-30b-a3b-2048-bs1": Row("qwen3-30b-a3b", 2048, 1, 1, on_device=True),
-    "qwen3-30b-a3b-packed-2048-bs1": Row("qwen3-30b-a3b", 2048, 1, 1, mean=500, on_device=True),
+    "qwen3-30b-a3b-packed-2048-bs1-ga4": Row("qwen3-30b-a3b", 2048, 1, 4, mean=500, on_device=True),
     "qwen3-30b-a3b-2048-bs4": Row("qwen3-30b-a3b", 2048, 4, 1, on_device=True),
     "qwen3.5-35b-a3b-2048-bs1": Row("qwen3.5-35b-a3b", 2048, 1, 1, on_device=True),
     "gpt-oss-20b-2048-bs1": Row("gpt-oss-20b", 2048, 1, 1, on_device=True),
