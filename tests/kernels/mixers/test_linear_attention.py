@@ -1,10 +1,12 @@
 """Linear attention where fla is installed: tensors of a CPU go to transformers' loops, those of a GPU to fla's kernels,
 with the ends of packed documents. Formulas stand in for the kernels here; `test_gpu_linear_attention.py` runs them."""
 
+import re
 import sys
 from collections.abc import Callable
 from functools import wraps
 from inspect import unwrap
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +18,7 @@ from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.mixers import linear_attention
 from finetune_kernels.mixers.documents import BatchesOfPass
 from finetune_kernels.mixers.isolation import isolate_documents
-from finetune_kernels.mixers.linear_attention import CONVOLUTION, DELTA_RULE, takes_ends
+from finetune_kernels.mixers.linear_attention import CONVOLUTION, DELTA_RULE, RULES, takes_ends
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import FAMILIES
 from finetune_test_kernels.family_settings import documents_pass, family_model
@@ -155,6 +157,17 @@ def test_a_rule_that_cannot_be_imported_is_an_error_and_not_a_loop(
     monkeypatch.setitem(sys.modules, "fla.ops.gated_delta_rule", None)
     with pytest.raises(ImportError, match=r"fla\.ops\.gated_delta_rule"):
         documents_pass(model, DOCUMENTS, packed=True)
+
+
+def test_every_function_that_transformers_takes_from_fla_is_replaced() -> None:
+    """By its sources: a new name would run transformers' loops where fla cannot be imported."""
+    models = Path(modeling_qwen3_5.__file__).parents[1]
+    taken = {
+        (function, name)
+        for file in models.glob("*/modeling_*.py")
+        for name, function in re.findall(r'_with_fallback\("(\w+)", "fla"\)\ndef (\w+)', file.read_text("utf-8"))
+    }
+    assert taken == {(function, name) for function, (_, name) in RULES.items()}
 
 
 def test_the_loops_refuse_what_they_would_mix(modelling: ModuleType) -> None:
