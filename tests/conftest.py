@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 # Triton decides at its import whether kernels are interpreted; without a GPU they are, so their tests run anywhere.
 if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as where a job trains
 
 import pytest
 

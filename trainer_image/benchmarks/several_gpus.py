@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.provenance import current_commit, installed_versions
+from finetune_api.gpus import GPU_ALLOCATOR
 from speed.rows import SHAPES, working_folder
 from speed.several.cases import Case, Machine, cases, launches
 
@@ -125,8 +126,7 @@ def _start(
     environment = os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HF_HUB_OFFLINE": "1",
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",  # as in a job's pod
-    }  # fmt: skip
+    } | GPU_ALLOCATOR  # fmt: skip
     command = [
         sys.executable, "-P", "-m", "speed.several.rank", *(case.name for case in wanted),
         f"--machine={json.dumps(asdict(_machine(options)))}", f"--seconds={options.row_seconds}",

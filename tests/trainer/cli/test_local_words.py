@@ -1,4 +1,4 @@
-"""Words for somebody at a terminal: a hub that is silent, a machine without a GPU, libraries that would chatter."""
+"""Words for somebody at a terminal: a hub that is silent, libraries that would chatter."""
 
 import os
 import socket
@@ -13,7 +13,6 @@ import pytest
 
 from finetune_api.failures import FAILURES, FailureReason
 from finetune_trainer.cli.local_hints import LOCAL_HINTS, local_hint
-from finetune_trainer.cli.machine import describe_device, has_nvidia_gpu
 
 FINETUNE = Path(sys.executable).parent / "finetune"
 
@@ -58,19 +57,6 @@ def test_a_hub_that_is_silent_is_said_within_ten_seconds(silent: SilentServer, t
         program.kill()
     assert line.startswith("note: hf://org/x: the hub did not answer (ReadTimeout); trying again in")
     assert said - silent.asked[0] < 10
-
-
-def test_a_machine_without_a_gpu_is_said(tmp_path: Path) -> None:
-    assert not has_nvidia_gpu(tmp_path)
-    (tmp_path / "nvidia0").touch()
-    assert has_nvidia_gpu(tmp_path)
-
-    assert describe_device(1, has_gpu=True) is None
-    assert "trains on the CPU" in (describe_device(0, has_gpu=True) or "")
-    said = describe_device(1, has_gpu=False) or ""
-    assert "no NVIDIA GPU" in said
-    assert "--gpus 0" in said
-    assert "is checked only against" in said
 
 
 @pytest.mark.parametrize("reason", [reason for reason in FailureReason if FAILURES[reason].exit_code is not None])

@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.provenance import current_commit, installed_versions
+from finetune_api.gpus import GPU_ALLOCATOR
 from speed.children import Child, MeasurementError
 from speed.report import progress_line, show
 from speed.results import COLUMNS, RESULTS, Result, append, next_run, read
@@ -136,7 +137,7 @@ def start_process(module: str, arguments: Sequence[str], log: str) -> Child:
     logs.mkdir(parents=True, exist_ok=True)
     speed, kernels = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[3] / "kernels"
     places = [str(speed), str(kernels), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))} | GPU_ALLOCATOR
     command = (sys.executable, "-P", "-m", f"speed.{module}", *arguments)
     return Child(command, logs / f"{time.strftime('%H%M%S')}-{log}.log", environment)
 

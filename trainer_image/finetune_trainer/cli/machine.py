@@ -1,6 +1,12 @@
 """The user's machine, as far as it can be known without PyTorch."""
 
+import os
+from collections.abc import MutableMapping
 from pathlib import Path
+
+from finetune_api.gpus import GPU_ALLOCATOR
+
+_ALLOCATOR_VARIABLES = (*GPU_ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF")
 
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
@@ -18,3 +24,10 @@ def describe_device(gpus: int, has_gpu: bool) -> str | None:
         "this machine has no NVIDIA GPU, so `finetune run` would stop here (gpus: 0 or --gpus 0 trains on the CPU, "
         "tiny models only); whether the job fits a GPU is checked only against spec.resources.gpuMemory or nodeSelector"
     )
+
+
+def let_gpu_memory_grow(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Gives PyTorch the settings for GPU memory that pods have, unless a person has written some, in the older variable
+    or the newer one. PyTorch reads them at its first use of a GPU."""
+    if not any(name in environment for name in _ALLOCATOR_VARIABLES):
+        environment.update(GPU_ALLOCATOR)

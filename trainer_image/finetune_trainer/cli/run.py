@@ -21,6 +21,7 @@ from finetune_trainer.artifacts.store import remove_uncommitted
 from finetune_trainer.cli.live.follow import follow
 from finetune_trainer.cli.local_hints import local_hint
 from finetune_trainer.cli.local_result import link_newest, next_commands, shown_path
+from finetune_trainer.cli.machine import let_gpu_memory_grow
 from finetune_trainer.cli.manifest.sources import shorten_source
 from finetune_trainer.cli.pod import run_job
 from finetune_trainer.errors import TrainerError
@@ -41,6 +42,7 @@ def run_here(job: FineTuneJob, output: Path | None, credentials: Path | None, *,
     `credentials` is a folder like a pod's mounted Secrets; None: boto3's own chain, and no Hugging Face token.
     """
     configure_screen_logging(_say, verbose=verbose)
+    let_gpu_memory_grow()
     identity = JobIdentity(namespace=job.metadata.namespace, name=job.metadata.name, uid=str(uuid.uuid4()))
     config = RunConfig.from_spec(identity, job.spec, progress=None)
 
