@@ -137,7 +137,7 @@ def start_process(module: str, arguments: Sequence[str], log: str) -> Child:
     logs.mkdir(parents=True, exist_ok=True)
     speed, kernels = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[3] / "kernels"
     places = [str(speed), str(kernels), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))} | GPU_ALLOCATOR
+    environment = os.environ | GPU_ALLOCATOR | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
     command = (sys.executable, "-P", "-m", f"speed.{module}", *arguments)
     return Child(command, logs / f"{time.strftime('%H%M%S')}-{log}.log", environment)
 
