@@ -18,6 +18,7 @@ from finetune_kernels.ops.rms_norm import Norm, rms_norm
 from finetune_kernels.planning.families import MLP_FAMILIES, NORM_OFFSETS, family_of
 from finetune_kernels.planning.family import Family
 from finetune_kernels.planning.fused_support import ACTIVATIONS, activation_name
+from finetune_kernels.primitives.nf4 import dequantize
 
 
 class Planned(NamedTuple):
@@ -190,10 +191,9 @@ def _weight(base: Any, report: PatchReport, *, keep_dequantized: bool) -> Weight
     if state is None:
         return lambda: base.weight
 
-    from bitsandbytes.functional import dequantize_4bit
-
     def read() -> torch.Tensor:
-        return dequantize_4bit(base.weight.data, state)  # streamed, it is not always in the same place
+        weight = base.weight.data  # streamed, it is not always in the same place
+        return dequantize(weight, state, torch.empty(state.shape, dtype=state.dtype, device=weight.device))
 
     if not keep_dequantized:
         return read

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from finetune_kernels.layers.patching import patch_model, plan_patches
 from finetune_kernels.layers.supervised_loss import fused_supervised_loss, has_plain_head
+from finetune_test_kernels.quantized_layers import linears_of, quantized_model
 from finetune_test_models import chat_data
 from finetune_test_models.tiny_model import make_tiny_model
 
@@ -62,6 +63,21 @@ def test_a_patched_model_has_the_same_loss_and_gradients(family: str, tmp_path: 
     assert ours.keys() == gradients.keys()
     for name, gradient in gradients.items():
         assert (ours[name] - gradient).abs().max() <= 2e-4 * gradient.abs().max(), name  # fp32; 3e-5 was measured
+
+
+@pytest.mark.parametrize("keep", [False, True], ids=["decoded in each pass", "kept"])
+def test_weights_in_nf4_are_those_that_bitsandbytes_decodes(keep: bool) -> None:
+    model = quantized_model(1)
+    expected, gradients = loss_and_gradients(model)
+    report = patch_model(model, keep_dequantized=keep)
+    linears = linears_of(model.get_base_model().model.layers[0])
+    weights = sum(linear.in_features * linear.out_features for linear in linears)
+    assert (report.adapters, report.dequantized_bytes) == (7, 4 * weights if keep else 0)
+
+    found, ours = loss_and_gradients(model)
+    assert torch.allclose(found, expected, rtol=1e-5)
+    for name, gradient in gradients.items():
+        assert (ours[name] - gradient).abs().max() <= 2e-4 * gradient.abs().max(), name
 
 
 @pytest.mark.parametrize(

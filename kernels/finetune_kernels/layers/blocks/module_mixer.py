@@ -11,6 +11,7 @@ runs it a second time, under autograd, as what plain PyTorch would keep is sever
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -97,10 +98,14 @@ class ModuleMixer:
     groups: tuple[LinearGroup, ...] = ()
     """The module's linear layers are run by itself."""
 
-    @property
+    @cached_property
     def parameters(self) -> list[torch.nn.Parameter]:
         """The adapters' weights, in the order of `backward`."""
         return [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+
+    @cached_property
+    def _dropouts(self) -> list[torch.nn.Dropout]:
+        return [part for part in self.module.modules() if isinstance(part, torch.nn.Dropout)]
 
     def unflatten(self, tensors: list[torch.Tensor]) -> MixerActivations:
         """Returns what `MixerActivations.flat` took apart."""
@@ -113,8 +118,7 @@ class ModuleMixer:
         kind = device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
-        drops = any(isinstance(part, torch.nn.Dropout) and part.p and part.training for part in self.module.modules())
-        if not drops:
+        if not any(part.p and part.training for part in self._dropouts):
             return MixerPass(device, autocast, ())
         of_gpu = (torch.cuda.get_rng_state(device),) if kind == "cuda" else ()
         return MixerPass(device, autocast, (torch.get_rng_state(), *of_gpu))
