@@ -163,7 +163,7 @@ def test_the_page_names_speeds_ratios_and_where_they_are_from() -> None:
     text = benchmarks_page([*COMPLETE_RUN, longest])
     assert text.startswith(BENCHMARKS_HEADER)
     assert "| this project | 1,500 | 1.25x | 1.88x | 6.50 | 2.0 |" in text
-    assert "90,112 tokens in 23.10 GiB and 7.2 GiB of host memory" in text
+    assert "| 24 GB | 90,112 tokens | 23.10 | 7.2 | 78,475 (1.1x) | 5, abc |" in text
     assert "emulated" in text
     assert "run 3 on one GPU, commit abc; torch 2" in text
 

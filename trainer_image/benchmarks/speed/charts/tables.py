@@ -51,15 +51,15 @@ def benchmarks_page(results: Sequence[Result], timings: Sequence[Timing] = (), c
         BENCHMARKS_HEADER, "", "# Benchmarks", "",
         "![Training speed and peak memory of this project and its peers](speed.svg)", "",
         "## Training: speed and memory", "", *METHOD, "", *_systems_table(shown), "",
-        *_other_runs(results, shown), *_longest_sequence(results), *_provenance(shown),
+        *_other_runs(results, shown), *_provenance(shown), "", *_longest_sequences(results),
     ]  # fmt: skip
 
     if calls:
-        lines += ["", "## Several GPUs", "", *gpus.readme_table(calls, results), ""]
-        lines += [*gpus.profile_table(calls), "", gpus.provenance(calls)]
+        lines += ["## Several GPUs", "", *gpus.readme_table(calls, results), ""]
+        lines += [*gpus.profile_table(calls), "", gpus.provenance(calls), ""]
     if kernels := micro_results.section(timings):
-        lines += ["", "## Single kernels", "", *kernels[:-1]]
-    return "\n".join(lines) + "\n"
+        lines += ["## Single kernels", "", *kernels]
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def _systems_table(shown: dict[str, list[Result]]) -> list[str]:
@@ -99,18 +99,32 @@ def _other_runs(results: Sequence[Result], shown: dict[str, list[Result]]) -> li
     return lines
 
 
-def _longest_sequence(results: Sequence[Result]) -> list[str]:
+def _longest_sequences(results: Sequence[Result]) -> list[str]:
+    """Returns the section of smaller cards; nothing if none was searched."""
     known = newest(results, {"ours-smallest"})
     found = [(row, published, known[row]) for row, published in LONGEST.items() if row in known]
-    return [line for one in found for line in (_longest_line(*one), "")]
+    if not found:
+        return []
+
+    lines = [
+        "## Longest sequences", "",
+        f"{MODELS['llama-8b']} with `memory: Smallest`, on cards emulated by one {found[0][2][0].gpu} (half a GiB of "
+        "each is left to CUDA).", "",
+        "| card | this project trains | peak GiB | host memory, GiB | Unsloth publishes | run, commit |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    return [*lines, *(_longest_line(*one) for one in found), ""]
 
 
 def _longest_line(row: str, published: int, of_run: Sequence[Result]) -> str:
     (summary,), first = summarise(of_run), of_run[0]
-    card = f"a {ROWS[row].card_gib:.0f} GB card, emulated on one {first.gpu} (run {first.run}, commit {first.commit})"
-    host = "" if first.host_gib is None else f" and {first.host_gib:.1f} GiB of host memory"
-    reached = f"{summary.max_tokens:,} tokens in {summary.peak_gib:.2f} GiB{host} with `memory: Smallest`"
-    return f"Longest sequence for {MODELS['llama-8b']} on {card}: {reached}; Unsloth publishes {published:,}."
+    longest = summary.max_tokens or 0
+    host = "" if first.host_gib is None else f"{first.host_gib:.1f}"
+    peers = f"{published:,} ({longest / published:.1f}x)"
+    return (
+        f"| {ROWS[row].card_gib:.0f} GB | {longest:,} tokens | {summary.peak_gib:.2f} | {host} | {peers} "
+        f"| {first.run}, {first.commit} |"
+    )
 
 
 def _provenance(shown: dict[str, list[Result]]) -> list[str]:
