@@ -109,7 +109,7 @@ def _longest_sequences(results: Sequence[Result]) -> list[str]:
     gpu = found[0][2][0].gpu
     lines = [
         "## Longest sequences", "",
-        f"{MODELS['llama-8b']} with `memory: Smallest`, on cards emulated by one {gpu}; half a GiB is left to CUDA.", "",
+        f"{MODELS['llama-8b']} with `memory: Smallest`, on cards emulated by one {gpu}; CUDA keeps half a GiB.", "",
         "| card | this project trains | peak GiB | host memory, GiB | Unsloth publishes | run, commit |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
