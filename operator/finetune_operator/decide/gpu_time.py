@@ -97,8 +97,8 @@ def backstop_deadline(snapshot: Snapshot, run: ChildRun) -> int | None:
     pod = next((pod for pod in reversed(run.pods) if _holds_a_node(pod)), None)
     if job is None or job.started is None or limit is None or run.component != TRAINER:
         return None
-    if is_budget_spent(snapshot, run):
-        return job.deadline  # whatever ends it stays
+    if is_budget_spent(snapshot, run) or job.is_past_deadline(snapshot.now):
+        return job.deadline  # whatever ends it stays: why it ended is read from it
     if pod is None or snapshot.spec.resources.all_gpus == 0:
         return None
 

@@ -125,6 +125,12 @@ class ChildJob:
         """True if the Job controller has declared the Job complete or failed."""
         return self.complete is not None or self.failed is not None
 
+    def is_past_deadline(self, now: datetime) -> bool:
+        """True if the Job controller ends the Job by its deadline, or has: it says so only when the pods are gone."""
+        if self.deadline is None or self.started is None:
+            return False
+        return (now - self.started).total_seconds() >= self.deadline
+
     def active_seconds_at(self, now: datetime) -> int:
         """Seconds that the Job has run until `now`, without the time it was suspended."""
         # A Job that has ended stopped running then, whenever it is looked at.

@@ -118,6 +118,8 @@ def test_a_job_that_waits_for_a_node_loses_nothing_of_its_time() -> None:
     guarded, waits = a_trainer_job(SPEC, deadline=660), a_pod("3", phase="Pending")
     decision = decision_about(after(500, job=guarded, pod=waits))
     assert decision.actions.patch_trainer_job == {"spec": {"activeDeadlineSeconds": None}}
+    ending = decision_about(after(661, job=guarded, pod=waits))
+    assert ending.actions.patch_trainer_job is None, "it would take away why the Job ends"
     queued = a_trainer_job(SPEC, deadline=660, suspended=True, queue="team", started=None)
     assert decision_about(after(5000, job=queued, pod=None)).phase is Phase.QUEUED
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 from finetune_api.spec.inputs import DatasetSpec
+from finetune_test_models.ranks.processes import children_of
 from finetune_trainer.preflight.scan import scan_rows
 
 LIMIT_BYTES = 500 * 2**20
@@ -74,19 +75,14 @@ LONG_ROWS: dict[str, Callable[[Path], Path]] = {
 
 def peak_of(command: list[str | Path]) -> int:
     """Most bytes that a process and its children held at once (shared pages once), by the kernel's count."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    peak = 0
-    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
-        peak = max(peak, sum(map(held_by, [process.pid, *children_of(process.pid)])))
-        time.sleep(0.01)
-    said, _ = process.communicate()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        peak = 0
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            peak = max(peak, sum(map(held_by, [process.pid, *children_of(process.pid)])))
+            time.sleep(0.01)
+        said, _ = process.communicate()
     assert process.returncode == 0, said.decode()
     return peak
-
-
-def children_of(process: int) -> list[int]:
-    listed = [path.read_text().split() for path in Path(f"/proc/{process}/task").glob("*/children")]
-    return [int(child) for children in listed for child in children]
 
 
 def held_by(process: int) -> int:

@@ -4,10 +4,6 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
-from finetune_api.gpus import GPU_ALLOCATOR
-
-_ALLOCATOR_VARIABLES = (*GPU_ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF")
-
 
 def has_nvidia_gpu(devices: Path = Path("/dev")) -> bool:
     """True if the NVIDIA driver shows a GPU; under WSL it has one device file for all of them."""
@@ -29,5 +25,7 @@ def describe_device(gpus: int, has_gpu: bool) -> str | None:
 def let_gpu_memory_grow(environment: MutableMapping[str, str] = os.environ) -> None:
     """Gives PyTorch the settings for GPU memory that pods have, unless a person has written some, in the older variable
     or the newer one. PyTorch reads them at its first use of a GPU."""
-    if not any(name in environment for name in _ALLOCATOR_VARIABLES):
+    from finetune_api.gpus import GPU_ALLOCATOR  # pydantic takes longer than `finetune --help`
+
+    if not any(name in environment for name in (*GPU_ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF")):
         environment.update(GPU_ALLOCATOR)
