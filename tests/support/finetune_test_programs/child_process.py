@@ -19,9 +19,11 @@ def die_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A TCP port on which nobody listens now, and which the kernel gives to no outgoing connection meanwhile."""
+    """A TCP port on which nobody listens now, and which the kernel gives to no outgoing connection meanwhile. Drawn by
+    the system: training seeds Python's own generator, so that two processes of a suite may draw the same ports."""
+    chance = random.SystemRandom()
     while True:
-        port = random.randrange(15_000, 32_000)  # below the kernel's own range, which begins at 32,768
+        port = chance.randrange(15_000, 32_000)  # below the kernel's own range, which begins at 32,768
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             return port
