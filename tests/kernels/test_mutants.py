@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -275,4 +276,5 @@ def test_the_true_source_passes(name: str) -> None:
 def test_a_mutant_fails(check: str, module: str, was: str, now: str, tmp_path: Path) -> None:
     wanted = FUSED if check in ("whole_layer", "dropped_layer") else (check,)
     load = loaded_afresh(write_mutant(module, was, now, tmp_path), wanted)
-    assert any(error > 20 * TOLERANCE for error in errors(CHECKS[check](load)))
+    with np.errstate(all="ignore"):  # a mutant may compute with memory that nobody has written
+        assert any(error > 20 * TOLERANCE for error in errors(CHECKS[check](load)))
