@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 # Triton decides at its import whether kernels are interpreted; without a GPU they are, so their tests run anywhere.
 if not Path("/dev/nvidia0").exists():
     os.environ["TRITON_INTERPRET"] = "1"
-os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # as where a job trains
 
 import pytest
+
+from finetune_trainer.cli.machine import let_gpu_memory_grow
+
+let_gpu_memory_grow()
 
 if TYPE_CHECKING:
     from finetune_devcluster.cluster import DevCluster

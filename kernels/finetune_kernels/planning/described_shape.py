@@ -83,9 +83,8 @@ def _linears(shape: ModelShape, family: Family) -> list[tuple[int, dict[str, tup
         return [(shape.layers, alone[family.block])]
     if shape.mixers is None:
         return [(shape.layers, mlp), (shape.layers, attention)]
-    others = len(shape.mixers.layers)
-    attentive = shape.layers - (0 if shape.mixers.beside_attention else others)
-    return [(shape.layers, mlp), (attentive, attention), (others, shape.mixers.linears)]
+    attentive = shape.layers - shape.mixers.without_attention
+    return [(shape.layers, mlp), (attentive, attention), (len(shape.mixers.layers), shape.mixers.linears)]
 
 
 def _linears_by_layer(shape: ModelShape, family: Family) -> list[tuple[int, dict[str, tuple[int, int]]]]:

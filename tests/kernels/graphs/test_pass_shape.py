@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
+from trl.data_utils import pack_dataset
 
 from finetune_kernels.graphs.pass_shape import PassShape
 from finetune_kernels.primitives.attention.inputs import PackedSequences
@@ -32,15 +33,9 @@ def test_packs_of_about_one_size_have_one_shape_and_others_another() -> None:
 
 @pytest.mark.parametrize("batch", [1, 4])
 def test_nearly_all_packs_of_a_run_share_one_recording(batch: int) -> None:
-    """Conversations of 500 tokens on average, each put into the first of the open packs of 2,048 that has room."""
+    """Conversations of 500 tokens on average, packed as a job's are."""
     row = Row("llama-8b", 2048, batch, 1, mean=500)
-    packs = list[list[int]]()
-    for length in sorted(map(len, dataset(row, 100)["input_ids"]), reverse=True):
-        room = next((pack for pack in packs if sum(pack) + length <= row.length), None)
-        if room is None:
-            packs.append(room := [])
-        room.append(length)
-
+    packs = list(pack_dataset(dataset(row, 100), row.length, "bfd")["seq_lengths"])
     random.Random(0).shuffle(packs)
     passes = [list(chain(*packs[first : first + batch])) for first in range(0, len(packs), batch)]
     ((_, most),) = Counter(shape(*lengths) for lengths in passes).most_common(1)

@@ -209,7 +209,8 @@ def test_linear_attention_has_the_speed_that_was_measured_by_flas_kernels(
     assert gpu is not None
     # docs/lab-notes.md: 12,213, 11,989 and, packed, 12,538 tokens/s on an H200.
     assert gpu.tokens_per_second == (pytest.approx(12_200, rel=0.03) if usable else None)
-    assert (gpu.why_no_speed or "").startswith("" if usable else "of models that have other layers than attention")
+    said = None if usable else "of models that have other layers than attention"
+    assert (gpu.why_no_speed and gpu.why_no_speed.split(",")[0]) == said
 
 
 def test_no_estimate_without_a_gpu_or_for_layers_that_the_plan_does_not_know() -> None:

@@ -54,6 +54,11 @@ class MixerShape:
         """Parameters of the linear layers of all mixers, which are never kept dequantised."""
         return len(self.layers) * self.parameters
 
+    @property
+    def without_attention(self) -> int:
+        """Number of layers that have this mixer in the place of attention."""
+        return 0 if self.beside_attention else len(self.layers)
+
     def runs_again(self, policy: ActivationPolicy) -> bool:
         """True if backward runs the mixer of a layer with this policy a second time."""
         return policy is not ActivationPolicy.SAVE_ALL or not self.graph_bytes

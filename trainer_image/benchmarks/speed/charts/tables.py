@@ -118,11 +118,11 @@ def _longest_sequences(results: Sequence[Result]) -> list[str]:
 
 def _longest_line(row: str, published: int, of_run: Sequence[Result]) -> str:
     (summary,), first = summarise(of_run), of_run[0]
-    longest = summary.max_tokens or 0
+    assert summary.max_tokens is not None
     host = "" if first.host_gib is None else f"{first.host_gib:.1f}"
-    peers = f"{published:,} ({longest / published:.1f}x)"
+    peers = f"{published:,} ({summary.max_tokens / published:.1f}x)"
     return (
-        f"| {ROWS[row].card_gib:.0f} GB | {longest:,} tokens | {summary.peak_gib:.2f} | {host} | {peers} "
+        f"| {ROWS[row].card_gib:.0f} GB | {summary.max_tokens:,} tokens | {summary.peak_gib:.2f} | {host} | {peers} "
         f"| {first.run}, {first.commit} |"
     )
 

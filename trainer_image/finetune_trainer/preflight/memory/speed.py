@@ -61,8 +61,8 @@ def tokens_per_second(
 
     # Floating-point operations for one token, forward and backward.
     linears = (6.0 if shape.magnitudes else 4.0) * shape.active_parameters
-    others = 0 if shape.mixers is None or shape.mixers.beside_attention else len(shape.mixers.layers)
-    elements = sum(layer.head_size for layer in shape.sizes) or (shape.layers - others) * shape.head_size
+    attentive = shape.layers - (0 if shape.mixers is None else shape.mixers.without_attention)
+    elements = sum(layer.head_size for layer in shape.sizes) or attentive * shape.head_size
     attention = 2.0 * length * shape.heads * elements * (1 + BACKWARD)
     head = 4.0 * shape.hidden * shape.vocabulary
     recomputed = shape.recomputed_by(plan.policies)
