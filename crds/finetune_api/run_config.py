@@ -106,11 +106,8 @@ class RunConfig(ApiModel):
     kernels: bool = True
     """True if a GPU run may use our kernels; false trains on plain PyTorch, for comparison."""
     graphs: bool = True
-    """True if passes of one shape may be launched as CUDA graphs where the GPU waits for the host; false launches each
-    kernel, for comparison."""
-    graphs_of_packs: bool = False
-    """True if packs of about one size may share such graphs, with empty rows behind them; false, until that is
-    measured, gives graphs to passes of equal sizes."""
+    """True if passes of one shape, or packs of about one size, may be launched as CUDA graphs where the GPU waits for
+    the host; false launches each kernel, for comparison."""
     progress: ProgressTarget | None = None
     """None for a run without a cluster."""
     endpoints: EndpointPolicy | None = None

@@ -3,11 +3,11 @@
 A pass is recorded once passes of its shape have come a few times: until then everything that compiles, tunes itself or
 is made at its first use has done so. Recorded layers keep a pass's activations, in memory of their own; a pass of
 another shape runs as before, beside them. So passes are recorded only where that memory is free, and where the GPU has
-waited for the host: elsewhere nothing would be gained.
+waited for the host: elsewhere nothing would be gained. Graphs that turn out to be no faster are given up.
 """
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +17,7 @@ from finetune_kernels.graphs.host_pace import Pace
 from finetune_kernels.graphs.pass_shape import PassShape
 from finetune_kernels.graphs.recorded_function import Outputs, Place, RecordedFunction
 from finetune_kernels.graphs.recorder import Launch, Recorder, Result, release_workspaces
+from finetune_kernels.graphs.trial import PassTimes, TimedPass, Trial
 from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 log = logging.getLogger(__name__)
@@ -95,15 +96,18 @@ class RecordedPass:
 class LayerGraphs:
     """The recorded passes of one model."""
 
-    def __init__(self, new_recorder: Callable[[], Recorder], has_room: Callable[[], bool], pace: Pace) -> None:
+    def __init__(
+        self, new_recorder: Callable[[], Recorder], has_room: Callable[[], bool], pace: Pace, times: PassTimes
+    ) -> None:
         """`has_room`: tells if the activations of one more pass fit into memory."""
-        self._new_recorder, self._has_room, self._pace = new_recorder, has_room, pace
+        self._new_recorder, self._has_room, self._pace, self._times = new_recorder, has_room, pace, times
         self._seen: Counter[PassShape] = Counter()
         self._waited: Counter[PassShape] = Counter()
         """Passes of a shape, one after the other, in which the GPU has waited."""
         self._running: PassShape | None = None
         """Shape of the pass that runs kernel by kernel."""
         self._recorded: dict[PassShape, RecordedPass] = {}
+        self._trials: defaultdict[PassShape, Trial] = defaultdict(Trial)
         self._failed = False
 
     @property
@@ -115,6 +119,8 @@ class LayerGraphs:
         """Lets go of all recordings: what the layers launch is about to change."""
         self._seen.clear()
         self._waited.clear()
+        self._trials.clear()
+        self._times.forget()
         if self._recorded:
             self._recorded.clear()
             release_workspaces()
@@ -123,6 +129,8 @@ class LayerGraphs:
         """Begins a pass through all layers; returns None if it runs kernel by kernel. `hidden`: the first layer's
         input; `pads`: all layers can be recorded, so that a recording may have more rows."""
         self._note_pace()
+        for took in self._times.done():
+            self._judge(took)
         if self._failed or not torch.is_grad_enabled():
             return None
         shape = PassShape.of(sequences, trains_input=hidden.requires_grad, pads=pads)
@@ -134,17 +142,37 @@ class LayerGraphs:
         if shape not in self._recorded:
             if not self._is_wanted(shape):
                 self._running = shape
+                if self._seen[shape] > 1:  # what compiles in the first one tells nothing
+                    self._times.begin(shape, sequences.tokens, is_recorded=False)
                 return None
             log.info("passes of %d tokens in %d sequences are launched as graphs", shape.rows, shape.sequences)
             self._recorded[shape] = RecordedPass(self._new_recorder(), shape, sequences)
+        else:
+            self._times.begin(shape, sequences.tokens, is_recorded=True)
         found = self._recorded[shape]
         found.begin(sequences)
         return found
 
     def launched(self, left: int) -> None:
-        """Takes note that a layer has been launched kernel by kernel, and `left` layers of the pass have not."""
+        """Takes note that a layer has been launched, and `left` layers of the pass have not."""
         if self._running is not None:
             self._pace.launched(left)
+        if left == 0:
+            self._times.end()
+
+    def _judge(self, took: TimedPass) -> None:
+        """Takes note of a pass that the GPU has done; gives up graphs of its shape that have turned out no faster."""
+        trial = self._trials[took.shape]
+        if trial.is_over:
+            return
+        trial.note(took)
+        if trial.is_over and took.shape in self._recorded:
+            log.info("passes of %d tokens are %.2f times as fast as graphs", took.shape.rows, trial.gain)
+            if trial.is_lost:
+                log.info("so they are launched kernel by kernel again")
+                del self._recorded[took.shape]
+                if not self._recorded:
+                    release_workspaces()
 
     def _note_pace(self) -> None:
         """Counts the pass before, if it ran kernel by kernel."""
@@ -157,6 +185,6 @@ class LayerGraphs:
 
     def _is_wanted(self, shape: PassShape) -> bool:
         """True if passes of a shape that is not recorded are to be recorded from now on."""
-        if self._seen[shape] <= EAGER_PASSES or self._waited[shape] < WAITING_PASSES:
+        if self._seen[shape] <= EAGER_PASSES or self._waited[shape] < WAITING_PASSES or self._trials[shape].is_lost:
             return False
         return len(self._recorded) < MAX_SHAPES and self._has_room()

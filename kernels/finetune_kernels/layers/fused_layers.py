@@ -40,7 +40,6 @@ class FusedLayers:
         self._passes = PassCounts()
         self._sequences: PackedSequences | None = None
         self._graphs: LayerGraphs | None = None
-        self._pads_graphs = False
         self._recorded: RecordedPass | None = None
         """Where the pass that runs now is recorded."""
 
@@ -83,10 +82,10 @@ class FusedLayers:
         for group in self._groups():
             group.frozen.use_compute_dtype()
 
-    def use_graphs(self, graphs: LayerGraphs, *, pads: bool = False) -> None:
-        """Launches passes whose shape comes again and again as graphs; `pads`: packs of documents, too, with empty rows
-        behind them. Weights have to stay where they are: not for layers whose weights stream."""
-        self._graphs, self._pads_graphs = graphs, pads
+    def use_graphs(self, graphs: LayerGraphs) -> None:
+        """Launches passes whose shape comes again and again as graphs; packs of documents of about one size share them,
+        with empty rows. Weights have to stay where they are: not for layers whose weights stream."""
+        self._graphs = graphs
 
     def drop_graphs(self) -> bool:
         """Launches kernel by kernel from now on; False if nothing was recorded."""
@@ -153,22 +152,22 @@ class FusedLayers:
         takes the rows of the pass, not those of a recording that has more."""
         if self._graphs is None:
             return None
-        pads = self._pads_graphs and all(layer.is_recordable for layer in self.layers)
-        return self._graphs.begin(hidden, sequences, pads=pads)
+        return self._graphs.begin(hidden, sequences, pads=all(layer.is_recordable for layer in self.layers))
 
     def _run_layer(self, index: int, inputs: LayerInputs) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Runs one layer, recorded or not; see `DecoderLayer` and `OneBlockLayer`."""
         layer, recorded = self.layers[index], self._recorded
         if recorded is None or not layer.is_recordable:
             found = layer(inputs)
-            if recorded is None and self._graphs is not None:
-                self._graphs.launched(len(self.layers) - 1 - index)
-            return found
+        else:
+            if index not in recorded.layers:
+                stays = inputs._replace(x=inputs.x.new_empty(0))  # x comes with every pass
+                recorded.add(index, layer.function, layer.arguments(stays), layer.parameters)
+            found = recorded.layers[index](inputs.x), None
 
-        if index not in recorded.layers:
-            stays = inputs._replace(x=inputs.x.new_empty(0))  # x comes with every pass
-            recorded.add(index, layer.function, layer.arguments(stays), layer.parameters)
-        return recorded.layers[index](inputs.x), None
+        if self._graphs is not None:
+            self._graphs.launched(len(self.layers) - 1 - index)
+        return found
 
     def _reused(self, index: int, options: Any) -> torch.Tensor | None:
         """The keys and values of an earlier layer that a layer reuses, from what transformers hands through a pass."""

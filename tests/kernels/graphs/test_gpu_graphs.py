@@ -16,9 +16,10 @@ from finetune_kernels.experts.replacing import replace_experts
 from finetune_kernels.graphs.host_pace import HostPace
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, LayerGraphs
 from finetune_kernels.graphs.recorder import GraphRecorder
+from finetune_kernels.graphs.trial import GpuPassTimes
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_test_kernels.rerun_recorder import Waiting
+from finetune_test_kernels.rerun_recorder import Clock, Waiting
 from finetune_test_kernels.small_layers import LINEARS
 from finetune_test_kernels.tensor_checks import root_error
 
@@ -71,7 +72,7 @@ def build(case: str, *, fp8: bool = False) -> tuple[Any, FusedLayers]:
 
 def graphs() -> LayerGraphs:
     """Graphs of every pass whose shape comes again."""
-    return LayerGraphs(lambda: GraphRecorder(torch.device("cuda")), lambda: True, Waiting())
+    return LayerGraphs(lambda: GraphRecorder(torch.device("cuda")), lambda: True, Waiting(), Clock())
 
 
 def passes(model: Any, documents: list[tuple[int, ...]]) -> list[list[torch.Tensor]]:
@@ -106,7 +107,7 @@ def test_packs_of_about_one_size_share_a_recording(case: str) -> None:
     """More rows are other products: their errors are those of rounding, in the whole and not in each number."""
     expected = passes(build(case)[0], PACKS)
     model, layers = build(case)
-    layers.use_graphs(graphs(), pads=True)
+    layers.use_graphs(graphs())
     found = passes(model, PACKS)
 
     assert layers._recorded is not None
@@ -175,6 +176,18 @@ def test_the_host_is_free_sooner(case: str) -> None:
         torch.cuda.synchronize()
     print(f"\n{case}: the host's time for a pass of {LAYERS} layers: {times}")
     assert times["graphs"] < 0.7 * times["kernels"]
+
+
+def test_graphs_of_a_host_that_is_slower_are_found_to_be_faster_by_the_clock_of_the_gpu() -> None:
+    model, layers = build("experts")
+    recorder = lambda: GraphRecorder(torch.device("cuda"))  # noqa: E731
+    found = LayerGraphs(recorder, lambda: True, HostPace(), GpuPassTimes())
+    layers.use_graphs(found)
+    passes(model, PACKS * 4)
+    (trial,) = [one for one in found._trials.values() if one.is_over]
+    print(f"\n{trial.gain:.2f} times as fast as graphs")
+    assert trial.gain > 1.2
+    assert found.has_some
 
 
 @pytest.mark.parametrize(("rows", "waits"), [(8, True), (1 << 15, False)])

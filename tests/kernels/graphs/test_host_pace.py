@@ -4,7 +4,7 @@ import pytest
 
 from finetune_kernels.graphs.host_pace import LAG, HostPace
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, WAITING_PASSES, LayerGraphs
-from finetune_test_kernels.rerun_recorder import RerunRecorder, Stack, Waiting
+from finetune_test_kernels.rerun_recorder import Clock, RerunRecorder, Stack, Waiting
 
 
 class Gpu:
@@ -59,7 +59,7 @@ def test_every_pass_is_judged_by_itself_and_too_few_layers_tell_nothing() -> Non
 
 def test_passes_are_recorded_once_the_gpu_has_waited_in_some_one_after_the_other() -> None:
     recorder, pace = RerunRecorder(), Waiting(waits=False)
-    stack, sizes = Stack(LayerGraphs(lambda: recorder, lambda: True, pace)), [(4, 2)]
+    stack, sizes = Stack(LayerGraphs(lambda: recorder, lambda: True, pace, Clock())), [(4, 2)]
     stack.train(sizes * (EAGER_PASSES + 3))
     assert recorder.recordings == 0, "a GPU that is the slower one"
 
@@ -77,7 +77,7 @@ def test_passes_are_recorded_once_the_gpu_has_waited_in_some_one_after_the_other
 def test_recorded_layers_are_not_watched() -> None:
     """Their pace would be that of graphs."""
     pace = Waiting()
-    graphs = LayerGraphs(RerunRecorder, lambda: True, pace)
+    graphs = LayerGraphs(RerunRecorder, lambda: True, pace, Clock())
     stack = Stack(graphs)
     stack.train([(4, 2)] * (EAGER_PASSES + 1))
     assert graphs.has_some

@@ -11,13 +11,13 @@ from finetune_kernels.graphs import layer_graphs
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, MAX_SHAPES, LayerGraphs
 from finetune_kernels.graphs.recorded_function import Place
 from finetune_kernels.graphs.recorder import Launch, Recorder, Result
-from finetune_test_kernels.rerun_recorder import LAYERS, RerunRecorder, Stack, Waiting
+from finetune_test_kernels.rerun_recorder import LAYERS, Clock, RerunRecorder, Stack, Waiting
 
 
 def new_stack(recorder: Recorder | None = None, *, room: bool = True) -> tuple[Stack, RerunRecorder]:
     """A stack whose passes are recorded by one recorder."""
     chosen: Any = recorder or RerunRecorder()
-    return Stack(LayerGraphs(lambda: chosen, lambda: room, Waiting())), chosen
+    return Stack(LayerGraphs(lambda: chosen, lambda: room, Waiting(), Clock())), chosen
 
 
 def are_same(found: list[list[torch.Tensor]], passes: list[tuple[int, ...]]) -> list[bool]:

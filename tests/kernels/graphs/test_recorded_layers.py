@@ -13,7 +13,7 @@ from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.planning.families import family_of_type
 from finetune_test_kernels.family_settings import family_model
-from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
+from finetune_test_kernels.rerun_recorder import Clock, RerunRecorder, Waiting
 from finetune_test_kernels.small_layers import small_model
 from finetune_test_kernels.tensor_checks import largest_error
 
@@ -57,13 +57,11 @@ def fused(kind: str, policy: ActivationPolicy, **adapter: Any) -> tuple[Any, Fus
     return model, FusedLayers(causal, [policy] * LAYERS, torch.float32, keep_dequantized=True)
 
 
-def recorded(
-    kind: str, policy: ActivationPolicy, *, pads: bool = False, **adapter: Any
-) -> tuple[Any, FusedLayers, RerunRecorder]:
+def recorded(kind: str, policy: ActivationPolicy, **adapter: Any) -> tuple[Any, FusedLayers, RerunRecorder]:
     """The same, with recorded passes."""
     model, layers = fused(kind, policy, **adapter)
     recorder = RerunRecorder()
-    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()), pads=pads)
+    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting(), Clock()))
     return model, layers, recorder
 
 
@@ -91,7 +89,7 @@ def test_experts_beside_an_mlp_are_recorded() -> None:
         policies = [ActivationPolicy.SAVE_ALL, ActivationPolicy.RECOMPUTE_ALL]
         layers = FusedLayers(model.get_base_model(), policies, torch.float32, keep_dequantized=True)
         if graphs:
-            layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()))
+            layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting(), Clock()))
         results.append(passes(model))
 
     assert recorder.launches == 2 * LAYERS * (len(DOCUMENTS) - EAGER_PASSES)
@@ -115,7 +113,7 @@ def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("kind", "policy"), CASES[1:4])
 def test_packs_of_about_one_size_share_a_recording(kind: str, policy: ActivationPolicy) -> None:
     expected = passes(fused(kind, policy)[0], PACKS)
-    model, recorder = recorded(kind, policy, pads=True)[::2]
+    model, recorder = recorded(kind, policy)[::2]
     for number, (one, other) in enumerate(zip(passes(model, PACKS), expected, strict=True)):
         assert largest_error(one, other) < PADDED, number
     assert recorder.recordings == 2 * LAYERS
@@ -134,7 +132,7 @@ def test_rows_behind_the_last_token_are_zeros_in_every_pass(monkeypatch: pytest.
             self.tensor[: len(tensor)].copy_(tensor.detach())
 
     monkeypatch.setattr(Place, "bring", keep)
-    found = passes(recorded("llama", ActivationPolicy.SAVE_ALL, pads=True)[0], PACKS)
+    found = passes(recorded("llama", ActivationPolicy.SAVE_ALL)[0], PACKS)
     errors = [largest_error(one, other) for one, other in zip(found, expected, strict=True)]
     assert max(errors[:EAGER_PASSES]) < PADDED
     assert not all(error < PADDED for error in errors), "not a number, or more than rounding"
@@ -142,7 +140,7 @@ def test_rows_behind_the_last_token_are_zeros_in_every_pass(monkeypatch: pytest.
 
 @pytest.mark.usefixtures("in_pytorch")
 def test_layers_that_cannot_be_recorded_take_the_tokens_of_a_pass_and_no_more() -> None:
-    model, layers, recorder = recorded("llama", ActivationPolicy.SAVE_ALL, pads=True)
+    model, layers, recorder = recorded("llama", ActivationPolicy.SAVE_ALL)
     layers.set_policies([ActivationPolicy.OFFLOAD, ActivationPolicy.SAVE_ALL])
     passes(model, PACKS[: EAGER_PASSES + 1])
     assert recorder.recordings == 0, "no two packs are alike"
@@ -176,7 +174,7 @@ def test_layers_that_drop_or_keep_their_inputs_on_the_host_are_not_recorded() ->
 def test_graphs_that_are_dropped_are_not_made_again() -> None:
     model, layers, recorder = recorded("llama", ActivationPolicy.SAVE_ALL)
     assert not layers.drop_graphs()
-    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()))
+    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting(), Clock()))
     passes(model)
     assert layers.drop_graphs()
     passes(model)

@@ -20,7 +20,7 @@ from finetune_kernels.planning.families import family_of_type
 from finetune_kernels.planning.family import AFTER_BOTH, Family
 from finetune_kernels.planning.model_shape import ParameterCounts, build_shape
 from finetune_test_kernels.family_settings import documents_pass, family_model
-from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
+from finetune_test_kernels.rerun_recorder import Clock, RerunRecorder, Waiting
 from finetune_test_kernels.tensor_checks import DEVICE, bytes_saved, largest_error
 
 pytestmark = [
@@ -178,7 +178,7 @@ def test_attention_and_mlps_are_recorded_and_compute_the_same_bits() -> None:
         layers = fused(model, ActivationPolicy.RECOMPUTE_MLP)
         assert [layer.is_recordable for layer in layers.layers] == [kind != MAMBA for kind in order]
         if records:
-            graphs = LayerGraphs(lambda recorder=recorder: recorder, lambda: True, Waiting())  # type: ignore[misc]
+            graphs = LayerGraphs(lambda recorder=recorder: recorder, lambda: True, Waiting(), Clock())  # type: ignore[misc]
             layers.use_graphs(graphs)
         found.append([documents_pass(model, DOCUMENTS, packed=True) for _ in range(6)])
     assert recorder.launches > 0

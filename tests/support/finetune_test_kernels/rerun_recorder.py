@@ -7,7 +7,9 @@ from typing import Any
 import torch
 
 from finetune_kernels.graphs.layer_graphs import LayerGraphs, RecordedPass
+from finetune_kernels.graphs.pass_shape import PassShape
 from finetune_kernels.graphs.recorder import Launch, Result
+from finetune_kernels.graphs.trial import TimedPass
 from finetune_kernels.primitives.attention.inputs import PackedSequences
 
 LAYERS = 3
@@ -57,6 +59,36 @@ class Waiting:
             self.gpu_waits = self.waits
 
 
+class Clock:
+    """Times of passes as a GPU would tell them: a millisecond a token, and `as_graphs` for recorded passes."""
+
+    def __init__(self, as_graphs: float = 0.5) -> None:
+        self.as_graphs = as_graphs
+        self._begun: TimedPass | None = None
+        self._ended: list[TimedPass] = []
+
+    def begin(self, shape: PassShape, tokens: int, *, is_recorded: bool) -> None:
+        """See `PassTimes`."""
+        assert 0 < tokens <= shape.rows
+        self._begun = TimedPass(shape, is_recorded, self.as_graphs if is_recorded else 1.0)
+
+    def end(self) -> None:
+        """See `PassTimes`."""
+        if self._begun is not None:
+            self._ended.append(self._begun)
+            self._begun = None
+
+    def forget(self) -> None:
+        """See `PassTimes`."""
+        self._begun = None
+        self._ended.clear()
+
+    def done(self) -> list[TimedPass]:
+        """See `PassTimes`."""
+        found, self._ended = self._ended, []
+        return found
+
+
 class Layer(torch.autograd.Function):
     """y = tanh(w x) * shared, with the rows of the first document doubled."""
 
@@ -104,6 +136,7 @@ class Stack:
             if index not in self.recorded.layers:
                 self.recorded.add(index, Layer, others, [w])
             x = self.recorded.layers[index](x)
+            self.graphs.launched(LAYERS - 1 - index)  # type: ignore[union-attr]
         return x
 
     def train(self, passes: list[tuple[int, ...]]) -> list[list[torch.Tensor]]:

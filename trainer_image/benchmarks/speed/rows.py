@@ -19,7 +19,7 @@ LONGEST = {"8b-longest-8g": 2_972, "8b-longest-12g": 21_848, "8b-longest-16g": 4
 MAX_POSITIONS = 131_072
 """Number of positions of the models, and the limit of the search for the longest sequence."""
 SYSTEMS = (
-    "ours", "ours-no-graphs", "ours-pack-graphs", "ours-fp8", "ours-balanced", "ours-smallest", "ours-smallest-fp8",
+    "ours", "ours-no-graphs", "ours-fp8", "ours-balanced", "ours-smallest", "ours-smallest-fp8",
     "hf", "hf-no-checkpointing", "liger", "unsloth", "unsloth-max",
 )  # fmt: skip
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -54,7 +54,7 @@ class Row:
         if self.gpus > 1:
             return tuple(system for system in SYSTEMS if not system.startswith("ours"))
         if self.on_device:
-            return ("ours", "ours-no-graphs", "ours-pack-graphs", "ours-balanced", "ours-smallest", "ours-smallest-fp8")
+            return ("ours", "ours-no-graphs", "ours-balanced", "ours-smallest", "ours-smallest-fp8")
         if self.model in IN_16_BITS:
             return ("ours", "ours-no-graphs", "unsloth", "unsloth-max")
         return SYSTEMS if self.card_gib is None else ("ours-smallest",)

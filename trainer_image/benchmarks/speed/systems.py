@@ -27,7 +27,6 @@ ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "UNSLOTH_DISABLE_STATISTICS": "1", "TOKENI
 MODES = {
     "ours": {},
     "ours-no-graphs": {},
-    "ours-pack-graphs": {},
     "ours-fp8": {"precision": "FP8"},
     "ours-balanced": {"memory": "Balanced"},
     "ours-smallest": {"memory": "Smallest"},
@@ -152,7 +151,6 @@ def run_config(system: str, row: Row, folder: Path, steps: int) -> Any:
             "export": {"merged": "None", "gguf": []}, "output": {"s3": {"bucket": "models"}},
             "outputPrefix": "bench", "checkpointsToKeep": 1,
             "terminationGracePeriodSeconds": 60, "gpus": 1, "graphs": system != "ours-no-graphs",
-            "graphsOfPacks": system == "ours-pack-graphs",
         }
     )  # fmt: skip
 

@@ -197,7 +197,7 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     if engine.plan is not None:
         loaded.streamed.stream(engine.plan.streamed_layers)
     if config.graphs and engine.layers is not None and engine.can_step_down and not (engine.window or loaded.streamed):
-        record_passes(engine.layers, loaded.device, pads=config.graphs_of_packs)
+        record_passes(engine.layers, loaded.device)
     engine.loss_scale = LossScale() if loaded.precision is Precision.FP16 else None
     engine.use_batching(choose_batching(model, loaded))
     try_step(model, loaded, engine.loss, engine.batching.kind)

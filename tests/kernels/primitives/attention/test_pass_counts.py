@@ -17,7 +17,7 @@ from finetune_kernels.planning.activation_policy import ActivationPolicy
 from finetune_kernels.primitives.attention import batched, cudnn_cards
 from finetune_kernels.primitives.attention.inputs import AttentionParams, PackedSequences, Qkv
 from finetune_kernels.primitives.attention.pass_counts import PASSES, PassCounts, PassesByEnds
-from finetune_test_kernels.rerun_recorder import RerunRecorder, Waiting
+from finetune_test_kernels.rerun_recorder import Clock, RerunRecorder, Waiting
 from finetune_test_kernels.small_layers import one_pass, small_model
 
 LAYERS = 2
@@ -126,7 +126,7 @@ def test_a_recording_has_the_kernel_of_the_pass_before_it(calls: Calls) -> None:
     model, recorder = small_model("llama", torch.float32, layers=LAYERS), RerunRecorder()
     policies = [ActivationPolicy.SAVE_ALL] * LAYERS
     layers = FusedLayers(model.get_base_model(), policies, torch.float32, keep_dequantized=True)
-    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting()))
+    layers.use_graphs(LayerGraphs(lambda: recorder, lambda: True, Waiting(), Clock()))
 
     told = list(calls.by_pass(lambda: one_pass(model, LENGTH)))
     assert [set(each) for each in told] == [{expected} for expected in EXPECTED]

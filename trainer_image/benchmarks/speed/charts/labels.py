@@ -8,7 +8,6 @@ from speed.rows import LONGEST, ROWS
 LABELS = {
     "ours": "this project",
     "ours-no-graphs": "this project, no CUDA graphs",
-    "ours-pack-graphs": "this project, graphs of packs",
     "ours-fp8": "this project, FP8",
     "ours-balanced": "this project, Balanced",
     "ours-smallest": "this project, Smallest",

@@ -10,15 +10,17 @@ import torch
 from finetune_kernels.graphs.host_pace import HostPace
 from finetune_kernels.graphs.layer_graphs import LayerGraphs
 from finetune_kernels.graphs.recorder import GraphRecorder
+from finetune_kernels.graphs.trial import GpuPassTimes
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_trainer.training.memory.room import available_bytes
 
 log = logging.getLogger(__name__)
 
 
-def record_passes(layers: FusedLayers, device: torch.device, *, pads: bool) -> None:
-    """Lets `layers`, whose weights stay on `device`, launch passes as graphs; `pads`: packs of about one size, too."""
-    layers.use_graphs(LayerGraphs(partial(GraphRecorder, device), partial(_has_room, device), HostPace()), pads=pads)
+def record_passes(layers: FusedLayers, device: torch.device) -> None:
+    """Lets `layers`, whose weights stay on `device`, launch passes as graphs."""
+    recorder, has_room = partial(GraphRecorder, device), partial(_has_room, device)
+    layers.use_graphs(LayerGraphs(recorder, has_room, HostPace(), GpuPassTimes()))
 
 
 def stop_recording(layers: FusedLayers) -> bool:
