@@ -8,8 +8,7 @@ have been recorded: the GPU's own clock compares them with the last ones that we
 import statistics
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -30,8 +29,8 @@ class TimedEvent(Protocol):
         """True if the GPU has come past the place; does not wait."""
         ...
 
-    def elapsed_time(self, end: "TimedEvent") -> float:
-        """Milliseconds from here to `end`, once the GPU has come past both."""
+    def elapsed_time(self, end: Any, /) -> float:
+        """Milliseconds from here to `end`, another such place, once the GPU has come past both."""
         ...
 
 
@@ -43,6 +42,10 @@ class TimedPass(NamedTuple):
     """True if it was launched as graphs."""
     milliseconds: float
     """Of a token."""
+
+
+def _timed_event() -> TimedEvent:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 class PassTimes(Protocol):
@@ -68,7 +71,7 @@ class PassTimes(Protocol):
 class GpuPassTimes:
     """The times by the GPU's clock; see `PassTimes`. Waits for no pass."""
 
-    def __init__(self, new_event: Callable[[], TimedEvent] = partial(torch.cuda.Event, enable_timing=True)) -> None:
+    def __init__(self, new_event: Callable[[], TimedEvent] = _timed_event) -> None:
         self._new_event = new_event
         self._begun: tuple[PassShape, bool, int, TimedEvent] | None = None
         self._ended: deque[tuple[PassShape, bool, int, TimedEvent, TimedEvent]] = deque()
@@ -115,8 +118,8 @@ class Trial:
 
     @property
     def gain(self) -> float:
-        """How many times as fast passes are as graphs: their median beside the quickest kernel by kernel, as packs
-        differ and graphs have to be worth their memory. Raises ValueError before the trial is over."""
+        """Speed as graphs over that kernel by kernel: the quickest time there over the median here, as packs differ and
+        graphs have to be worth their memory. Raises ValueError before the trial is over."""
         if not self.is_over:
             raise ValueError("too few passes were launched as graphs")
         kernels, graphs = self._times[False], self._times[True]

@@ -208,15 +208,30 @@ def test_gpt_oss_20b_fits_14_gib() -> None:
     assert peak(14 * GIB, "Smallest") == pytest.approx(2.77, abs=0.02), "all layers stream"
 
 
-@pytest.mark.parametrize(
-    ("model", "rows", "measured"), [(QWEN, 1, 5646), (QWEN, 4, 18_217), (GPT_OSS, 1, 11_104)], ids=str
-)
-def test_the_speed_is_what_was_measured_on_an_h200(model: Any, rows: int, measured: int) -> None:
-    config = job(141 * GIB, adapter={"rank": 16, "expertRank": None})
+def speed(model: Any, rows: int, memory: int, dropout: float = 0.0) -> float:
+    """Tokens per second on an H200 of which `memory` bytes are there."""
+    config = job(memory, adapter={"rank": 16, "expertRank": None, "dropout": dropout})
     plans = mixture_plans(config, model, plan(config, model))
     assert plans is not None
-    chosen = plans.at(rows * 2048, config.training.memory, 141 * GIB)
-    assert tokens_per_second(plans.shape, chosen, (rows * 2048, 2048), 989) == pytest.approx(measured, rel=0.1)
+    chosen = plans.at(rows * 2048, config.training.memory, memory)
+    found = tokens_per_second(plans.shape, chosen, (rows * 2048, 2048), 989)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "rows", "measured"),
+    # As graphs, of equal lengths (of packs 11,294); kernel by kernel, as the GPU is the slower one; as graphs.
+    [(QWEN, 1, 11_620), (QWEN, 4, 18_217), (GPT_OSS, 1, 11_817)],
+    ids=str,
+)
+def test_the_speed_is_what_was_measured_on_an_h200(model: Any, rows: int, measured: int) -> None:
+    assert speed(model, rows, 141 * GIB) == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize(("memory", "dropout"), [(141, 0.05), (26, 0.0)], ids=["dropout", "no room for graphs"])
+def test_without_graphs_the_host_decides(memory: int, dropout: float) -> None:
+    assert speed(QWEN, 1, memory * GIB, dropout) == pytest.approx(5646, rel=0.1)
 
 
 def test_models_without_known_experts_have_no_such_estimate() -> None:

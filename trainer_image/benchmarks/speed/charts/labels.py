@@ -52,5 +52,6 @@ def in_order(summaries: Sequence[Summary]) -> list[Summary]:
 
 
 def shown_runs(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Newest run of each row that holds this project and Unsloth at its fastest."""
-    return {row: of_run for row, of_run in newest(results, COMPLETE).items() if row not in LONGEST}
+    """Newest run of each row that holds this project and Unsloth at its fastest, without systems of earlier times."""
+    found = newest([one for one in results if one.system in LABELS], COMPLETE)
+    return {row: of_run for row, of_run in found.items() if row not in LONGEST}

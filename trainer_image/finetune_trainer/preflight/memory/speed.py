@@ -7,14 +7,14 @@ stream from host memory are waited for comes on top, over a bus of 55 GB/s.
 
 A mixture's products are as fast, but all experts are decoded in each pass, and rows are sorted, gathered and summed for
 each token. With few tokens the GPU waits for the host, which launches two hundred small operations a layer: the slower
-of the two decides. Where activations are recomputed, forward runs again, which is a third of a layer. Linear attention
-by fla's kernels takes a time of its own for each token beside its products.
+of the two decides, unless layers can be launched as graphs. Where activations are recomputed, forward runs again, which
+is a third of a layer. Linear attention by fla's kernels takes a time of its own for each token beside its products.
 """
 
 from dataclasses import replace
 
 from finetune_kernels.planning.activation_policy import ActivationPolicy
-from finetune_kernels.planning.memory_plan import MemoryPlan
+from finetune_kernels.planning.memory_plan import MARGIN, MemoryPlan
 from finetune_kernels.planning.model_shape import ModelShape
 from finetune_kernels.planning.rates import H200
 from finetune_kernels.planning.streamed_weights import waiting_seconds
@@ -28,6 +28,10 @@ EXPERT_DECODING = 1.4e12
 MIXTURE_LAUNCHES = 7.6e-3
 """Seconds in which a host launches a mixture's layer, forward and backward: on an H200's host 363 ms for 48 layers of
 Qwen3-30B-A3B, and 184 ms for 24 of gpt-oss-20b. Hosts differ by a tenth and more."""
+MIXTURE_RECORDED = 1.3
+"""Time of a mixture's pass that is launched as graphs, over what its products allow. With so few tokens that a host
+would be the slower one, experts have too few rows for the GPU: on an H200, with 2,048 tokens, 1.17 in Qwen3-30B-A3B and
+1.48 in gpt-oss-20b."""
 MIXTURE_TOKEN = 0.5e-6
 """Seconds that a mixture's layer takes for each token beside products and decoding, on an H200: four sequences of 2,048
 tokens take 450 ms in Qwen3-30B-A3B."""
@@ -83,4 +87,16 @@ def _with_experts(busy: float, shape: ModelShape, plan: MemoryPlan, tokens: int)
     again = sum(policy is not ActivationPolicy.SAVE_ALL for policy in plan.policies) / shape.layers
     layers = shape.mixture_layers * (1 + FORWARD * again)
     busy += layers * MIXTURE_TOKEN * tokens + shape.decoded_experts(plan.policies) / EXPERT_DECODING
-    return max(busy, layers * MIXTURE_LAUNCHES)
+
+    launching = layers * MIXTURE_LAUNCHES
+    if busy < launching and _can_be_recorded(shape, plan):
+        return min(MIXTURE_RECORDED * busy, launching)
+    return max(busy, launching)
+
+
+def _can_be_recorded(shape: ModelShape, plan: MemoryPlan) -> bool:
+    """True if layers can be launched as graphs: all is on the GPU, and memory has room for the activations of one more
+    pass."""
+    stays = not (plan.streamed_layers or shape.gathered_bytes or ActivationPolicy.OFFLOAD in plan.policies)
+    again = plan.activation_bytes + plan.working_bytes
+    return stays and not shape.dropout and plan.peak_bytes + again <= plan.budget_bytes / MARGIN
