@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from speed import chart
+from speed.cards.longest import GRAIN, Attempt, affordable, next_length
 from speed.charts.bars import WIDTH
 from speed.charts.labels import LABELS
 from speed.charts.tables import BENCHMARKS_HEADER, benchmarks_page, readme_section
-from speed.longest import GRAIN, Attempt, affordable, next_length
 from speed.results import COMPLETE, RESULTS, Result, append, newest, next_run, parse, ratio, read, summarise, write
 from speed.rows import ON_ONE_GPU, ROWS, SYSTEMS
 from speed.schedule import Entry, expected_seconds, order
@@ -163,7 +163,7 @@ def test_the_page_names_speeds_ratios_and_where_they_are_from() -> None:
     text = benchmarks_page([*COMPLETE_RUN, longest])
     assert text.startswith(BENCHMARKS_HEADER)
     assert "| this project | 1,500 | 1.25x | 1.88x | 6.50 | 2.0 |" in text
-    assert "| 24 GB | 90,112 tokens | 23.10 | 7.2 | 78,475 (1.1x) | 5, abc |" in text
+    assert "| Llama 8B | 24 GB | 90,112 tokens | 23.10 | 7.2 | 78,475 (1.1x) | 5, abc |" in text
     assert "emulated" in text
     assert "run 3 on one GPU, commit abc; torch 2" in text
 

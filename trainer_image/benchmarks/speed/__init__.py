@@ -9,7 +9,6 @@ systems       each system's trainer: this project, Unsloth, Liger, plain HF + TR
 token_rows    rows of random tokens, packed or of the full length
 models/       models of random weights: written as checkpoints, or drawn on the device
 rows          the shapes (model, length, batch) and the systems
-longest       search for the longest sequence that fits a card
 step_times    times of steps, and the figures made of them
 step_profile  GPU time of one step by kernel and category
 loss_curve    losses of one run with and without our kernels
@@ -17,5 +16,6 @@ results       results.csv: reading, writing, newest runs
 report        tables on the terminal
 chart         writes docs/speed.svg, docs/benchmarks.md and README.md's figures
 several/      training on several GPUs, for several_gpus.py
+cards/        smaller cards, emulated: the longest sequence, the default plan on each
 charts/       the chart and the tables themselves
 """

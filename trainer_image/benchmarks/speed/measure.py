@@ -43,7 +43,7 @@ def main() -> None:
     if row.card_gib is None:
         found = measure(arguments.system, row, folder, arguments.steps, arguments.profile)
     else:
-        from speed.longest import search
+        from speed.cards.longest import search
 
         found = search(arguments.system, row, folder, arguments.seconds, _say)
     import torch

@@ -14,8 +14,12 @@ from typing import Any
 
 WARM_UP, STEPS, SEED = 3, 6, 3407
 """Steps before the timed ones (compilation, autotuning, allocator), timed steps, and the seed."""
-LONGEST = {"8b-longest-8g": 2_972, "8b-longest-12g": 21_848, "8b-longest-16g": 40_724, "8b-longest-24g": 78_475}
-"""Rows that search for the longest sequence on a smaller card, and what Unsloth publishes for Llama 8B there."""
+LONGEST = {
+    "8b-longest-8g": 2_972, "8b-longest-12g": 21_848, "8b-longest-16g": 40_724, "8b-longest-24g": 78_475,
+    "70b-longest-48g": 12_106, "70b-longest-80g": 89_389,
+}  # fmt: skip
+"""Rows that search for the longest sequence on a smaller card, and what Unsloth publishes for Llama 3.1 8B and 3.3 70B
+there."""
 MAX_POSITIONS = 131_072
 """Number of positions of the models, and the limit of the search for the longest sequence."""
 SYSTEMS = (
@@ -36,6 +40,8 @@ class Row:
     card_gib: float | None = None
     """Memory of the emulated card; the row's `length` is then where the search for the longest begins; it goes on
     with three times that, a little less than the plan says would fit."""
+    planned: int = MAX_POSITIONS
+    """Tokens that the plan of a search is made for, which are the most it tries."""
     mean: int = 0
     """Mean length of documents that are packed into rows of `length`; 0: every row has the full length."""
     gpus: int = 1
@@ -53,11 +59,13 @@ class Row:
         """Systems that can be measured on this row."""
         if self.gpus > 1:
             return tuple(system for system in SYSTEMS if not system.startswith("ours"))
+        if self.card_gib is not None:
+            return ("ours-smallest",)
         if self.on_device:
             return ("ours", "ours-no-graphs", "ours-balanced", "ours-smallest", "ours-smallest-fp8")
         if self.model in IN_16_BITS:
             return ("ours", "ours-no-graphs", "unsloth", "unsloth-max")
-        return SYSTEMS if self.card_gib is None else ("ours-smallest",)
+        return SYSTEMS
 
 
 ROWS = {
@@ -86,6 +94,8 @@ ROWS = {
     "8b-longest-12g": Row("llama-8b", 31744, 1, 1, card_gib=12.0),
     "8b-longest-16g": Row("llama-8b", 40960, 1, 1, card_gib=16.0),
     "8b-longest-24g": Row("llama-8b", 8192, 1, 1, card_gib=24.0),
+    "70b-longest-48g": Row("llama-70b", 5120, 1, 1, card_gib=48.0, planned=32_768, on_device=True),
+    "70b-longest-80g": Row("llama-70b", 30720, 1, 1, card_gib=80.0, planned=98_304, on_device=True),
     "8b-2048-bs2-ga4-gpus2": Row("llama-8b", 2048, 2, 4, gpus=2),
     "8b-2048-bs2-ga4-gpus4": Row("llama-8b", 2048, 2, 4, gpus=4),
 }

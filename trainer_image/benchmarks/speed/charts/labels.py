@@ -22,6 +22,7 @@ LABELS = {
 MODELS = {
     "llama-8b": "Llama 8B",
     "llama-1b": "Llama 1B",
+    "llama-70b": "Llama 70B",
     "qwen3-8b": "Qwen3 8B",
     "ministral3-8b": "Ministral 3 8B",
     "granite3-8b": "Granite 3 8B",

@@ -109,9 +109,9 @@ def _longest_sequences(results: Sequence[Result]) -> list[str]:
     gpu = found[0][2][0].gpu
     lines = [
         "## Longest sequences", "",
-        f"{MODELS['llama-8b']} with `memory: Smallest`, on cards emulated by one {gpu}; CUDA keeps half a GiB.", "",
-        "| card | this project trains | peak GiB | host memory, GiB | Unsloth publishes | run, commit |",
-        "|---|---|---|---|---|---|",
+        f"With `memory: Smallest`, on cards emulated by one {gpu}; CUDA keeps half a GiB.", "",
+        "| model | card | this project trains | peak GiB | host memory, GiB | Unsloth publishes | run, commit |",
+        "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     return [*lines, *(_longest_line(*one) for one in found), ""]
 
@@ -121,8 +121,9 @@ def _longest_line(row: str, published: int, of_run: Sequence[Result]) -> str:
     assert summary.max_tokens is not None
     host = "" if first.host_gib is None else f"{first.host_gib:.1f}"
     peers = f"{published:,} ({summary.max_tokens / published:.1f}x)"
+    card = f"{MODELS[ROWS[row].model]} | {ROWS[row].card_gib:.0f} GB"
     return (
-        f"| {ROWS[row].card_gib:.0f} GB | {summary.max_tokens:,} tokens | {summary.peak_gib:.2f} | {host} | {peers} "
+        f"| {card} | {summary.max_tokens:,} tokens | {summary.peak_gib:.2f} | {host} | {peers} "
         f"| {first.run}, {first.commit} |"
     )
 

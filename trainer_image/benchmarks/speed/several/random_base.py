@@ -14,10 +14,14 @@ from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from finetune_api.vocabulary import Precision
+from finetune_api.run_config import RunConfig
+from finetune_api.vocabulary import Parallelism, Precision
 from finetune_kernels.streaming.host_layers import HostLayers
-from finetune_trainer.stages.streamed_loading import Placement, decoder_layers, taking_layers
+from finetune_trainer.job.machine import PROCESS_BYTES, free_memory, host_room
+from finetune_trainer.preflight.memory.plans import Plans, streamed_layers
+from finetune_trainer.stages.streamed_loading import InHostMemory, Placement, decoder_layers, taking_layers
 from finetune_trainer.training.loaded_model import LoadedModel
+from finetune_trainer.training.memory.room import available_bytes
 from speed.models.checkpoint import tokenizer
 from speed.rows import MAX_POSITIONS, SEED
 
@@ -50,6 +54,17 @@ def random_base(shape: dict[str, Any], device: torch.device, placement: Placemen
     window = taken.window(model) if taken else None
     streamed = taken.host_layers(model) if taken else HostLayers(decoder_layers(model))
     return LoadedModel(model, tokenizer(), "LlamaForCausalLM", precision, device, window, streamed=streamed)
+
+
+def streaming_placement(
+    config: RunConfig, shape: dict[str, Any], device: torch.device, *, processes: int
+) -> Placement | None:
+    """Returns where the layers of such a base lie in a run of `processes` on this machine, none of which shares it;
+    None: all of them on the device."""
+    room = host_room(free_memory(), processes, PROCESS_BYTES)
+    plans = Plans.of(config, random_config(shape), Parallelism.REPLICATED)
+    layers = streamed_layers(config, plans, available_bytes(device), room)
+    return InHostMemory(layers) if layers else None
 
 
 def random_config(shape: dict[str, Any]) -> Any:

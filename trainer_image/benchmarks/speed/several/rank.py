@@ -135,20 +135,14 @@ def _train(case: Case, world: World) -> dict[str, Any]:
 
 def _placement(case: Case, config: Any, world: World, device: torch.device) -> Any:
     """Returns where the base lies, as a run would settle it; on a CPU no plan streams."""
-    from finetune_trainer.job.machine import PROCESS_BYTES, free_memory, host_room
-    from finetune_trainer.preflight.memory.plans import Plans, streamed_layers
-    from finetune_trainer.stages.streamed_loading import InHostMemory, Share
-    from finetune_trainer.training.memory.room import available_bytes
-    from speed.several.random_base import random_config
+    from finetune_trainer.stages.streamed_loading import Share
+    from speed.several.random_base import streaming_placement
 
     if case.parallelism is SHARDED:
         return Share(world.rank, world.size)
     if device.type != "cuda":
         return None
-    room = host_room(free_memory(), world.size, PROCESS_BYTES)
-    plans = Plans.of(config, random_config(SHAPES[case.row.model]), Parallelism.REPLICATED)
-    layers = streamed_layers(config, plans, available_bytes(device), room)
-    return InHostMemory(layers) if layers else None
+    return streaming_placement(config, SHAPES[case.row.model], device, processes=world.size)
 
 
 def _limit_card(gib: float | None) -> None:

@@ -14,12 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from speed.rows import MAX_POSITIONS, SEED, Row
+from speed.rows import SEED, Row
 
 GRAIN = 1024
 """Lengths are multiples of this."""
-CONTEXT_BYTES = 2**29
-"""Memory that CUDA's context takes on a real card, outside the allocator."""
 CLOSE_ENOUGH = 0.02
 """The search ends once the next length would be longer by less than this share."""
 MAX_ATTEMPTS = 9
@@ -84,17 +82,16 @@ def _work(tokens: int) -> float:
 
 def search(system: str, row: Row, folder: Path, seconds: float, say: Callable[[str], None]) -> dict[str, Any]:
     """Returns the figures of the longest sequence. Raises RuntimeError if not even the shortest trains."""
-    import torch
+    from speed.cards.emulated import limit_card
 
     assert row.card_gib is not None
-    limit = int(row.card_gib * 2**30) - CONTEXT_BYTES
-    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
+    limit = limit_card(row.card_gib)
     end = time.monotonic() + seconds
     attempt = _Trainings(system, row, folder)
     attempts: list[Attempt] = []
 
     say("TRAINING")
-    while (tokens := next_length(attempts, limit, row.length, MAX_POSITIONS)) is not None:
+    while (tokens := next_length(attempts, limit, row.length, row.planned)) is not None:
         if not affordable(attempts, tokens, end - time.monotonic()):
             say(f"PROGRESS {tokens} tokens were not tried: no time left")
             break
@@ -113,17 +110,14 @@ class _Trainings:
     """Trains two steps on sequences of any length, with one loaded model."""
 
     def __init__(self, system: str, row: Row, folder: Path) -> None:
-        from finetune_api.vocabulary import Precision
         from finetune_trainer.stages.adapter_injection import inject_adapter
-        from finetune_trainer.stages.model_loading import load_model
-        from finetune_trainer.stages.placement import placement_of
         from finetune_trainer.training.engine import prepare_engine
+        from speed.cards.emulated import load_base
         from speed.systems import run_config
 
         self._system, self._row, self._folder = system, row, folder
-        config = run_config(system, replace(row, length=MAX_POSITIONS), folder, STEPS)
-        placement = placement_of(config, folder, rank=0, size=1)
-        self._loaded = load_model(folder, config.model, Precision.AUTO, gpus=1, placement=placement)
+        config = run_config(system, replace(row, length=row.planned), folder, STEPS)
+        self._loaded = load_base(row, config, folder)
         self._model = inject_adapter(self._loaded.model, config.adapter, SEED).model
         self._engine = prepare_engine(self._model, self._loaded, config)
 
