@@ -45,6 +45,14 @@ def test_a_deleted_job_may_have_its_config_map_once_more_and_nothing_else() -> N
     assert replace(STATE, creates=STATE.creates + Counter(["POST configmaps"])).differences(STATE)
 
 
+def test_a_job_that_is_deleted_may_say_once_more_that_it_waits() -> None:
+    gone = replace(STATE, status=None)
+    for more, count in ((["Queued"], 0), (["Queued", "Queued"], 1), (["Succeeded"], 1)):
+        found = replace(gone, events=gone.events + Counter(more)).differences(gone)
+        assert len(found) == count
+    assert replace(STATE, events=STATE.events + Counter(["Queued"])).differences(STATE)
+
+
 def _job(phase: str, **status: Any) -> Any:
     return {"metadata": {"name": "bot", "uid": "1", "generation": 1}, "status": {"phase": phase} | status}
 
