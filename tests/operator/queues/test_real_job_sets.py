@@ -160,6 +160,8 @@ def test_a_job_set_that_somebody_deletes_is_made_again_and_no_second_is_lost(set
     sets.jobs.create("again", nodes=2)
     pods = sets.start("again")
     time.sleep(2)  # seconds that must not be lost
+    sets.jobs.patch_run_policy("again", ttlSecondsAfterFinished=3600)  # time alone is not worth a write
+    sets.jobs.wait("again", lambda status: status.get("activeSeconds", 0) >= 1, "seconds that it has run", 30)
     former = sets.get("again")["metadata"]["uid"]
     sets.delete("again")
     wait_for(lambda: all(sets.kubelet.find(p.metadata.name).metadata.deletion_timestamp for p in pods), "the stop", 30)
