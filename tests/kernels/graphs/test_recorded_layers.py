@@ -121,6 +121,20 @@ def test_packs_of_about_one_size_share_a_recording(kind: str, policy: Activation
 
 
 @pytest.mark.usefixtures("in_pytorch", "_coarse")
+def test_packs_in_fp8_share_a_recording() -> None:
+    """A row of zeros has no largest value to be scaled by."""
+    results = []
+    for records in (False, True):
+        model, layers = fused("llama", ActivationPolicy.SAVE_ALL)
+        assert layers.use_fp8() > 0.8, "but for an MLP of unsuited sizes"
+        if records:
+            layers.use_graphs(LayerGraphs(RerunRecorder, lambda: True, Waiting(), Clock()))
+        results.append(passes(model, PACKS))
+    for number, (one, other) in enumerate(zip(*results, strict=True)):
+        assert largest_error(one, other) < PADDED, number
+
+
+@pytest.mark.usefixtures("in_pytorch", "_coarse")
 def test_rows_behind_the_last_token_are_zeros_in_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of the pass before would add their gradients."""
     bring, expected = Place.bring, passes(fused("llama", ActivationPolicy.SAVE_ALL)[0], PACKS)
