@@ -108,6 +108,8 @@ class LayerGraphs:
         """Shape of the pass that runs kernel by kernel."""
         self._recorded: dict[PassShape, RecordedPass] = {}
         self._trials: defaultdict[PassShape, Trial] = defaultdict(Trial)
+        self._is_timed = False
+        """True if the pass that runs is timed; one of evaluation is not."""
         self._failed = False
 
     @property
@@ -129,6 +131,7 @@ class LayerGraphs:
         """Begins a pass through all layers; returns None if it runs kernel by kernel. `hidden`: the first layer's
         input; `pads`: all layers can be recorded, so that a recording may have more rows."""
         self._note_pace()
+        self._is_timed = False
         for took in self._times.done():
             self._judge(took)
         if self._failed or not torch.is_grad_enabled():
@@ -143,12 +146,12 @@ class LayerGraphs:
             if not self._is_wanted(shape):
                 self._running = shape
                 if self._seen[shape] > 1:  # what compiles in the first one tells nothing
-                    self._times.begin(shape, sequences.tokens, is_recorded=False)
+                    self._time(shape, sequences)
                 return None
             log.info("passes of %d tokens in %d sequences are launched as graphs", shape.rows, shape.sequences)
             self._recorded[shape] = RecordedPass(self._new_recorder(), shape, sequences)
         else:
-            self._times.begin(shape, sequences.tokens, is_recorded=True)
+            self._time(shape, sequences)
         found = self._recorded[shape]
         found.begin(sequences)
         return found
@@ -157,8 +160,13 @@ class LayerGraphs:
         """Takes note that a layer has been launched, and `left` layers of the pass have not."""
         if self._running is not None:
             self._pace.launched(left)
-        if left == 0:
+        if left == 0 and self._is_timed:
             self._times.end()
+
+    def _time(self, shape: PassShape, sequences: PackedSequences) -> None:
+        """Begins to time the pass."""
+        self._is_timed = True
+        self._times.begin(shape, sequences.tokens, is_recorded=shape in self._recorded)
 
     def _judge(self, took: TimedPass) -> None:
         """Takes note of a pass that the GPU has done; gives up graphs of its shape that have turned out no faster."""

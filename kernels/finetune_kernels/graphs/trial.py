@@ -56,11 +56,11 @@ class PassTimes(Protocol):
         ...
 
     def end(self) -> None:
-        """Ends the pass, whose last layer has been launched; without a pass nothing happens."""
+        """Ends the pass that has begun: its last layer has been launched."""
         ...
 
     def forget(self) -> None:
-        """Forgets all passes."""
+        """Forgets the passes that have ended."""
         ...
 
     def done(self) -> Iterable[TimedPass]:
@@ -73,7 +73,7 @@ class GpuPassTimes:
 
     def __init__(self, new_event: Callable[[], TimedEvent] = _timed_event) -> None:
         self._new_event = new_event
-        self._begun: tuple[PassShape, bool, int, TimedEvent] | None = None
+        self._begun: tuple[PassShape, bool, int, TimedEvent]
         self._ended: deque[tuple[PassShape, bool, int, TimedEvent, TimedEvent]] = deque()
 
     def begin(self, shape: PassShape, tokens: int, *, is_recorded: bool) -> None:
@@ -83,16 +83,13 @@ class GpuPassTimes:
         self._begun = shape, is_recorded, tokens, start
 
     def end(self) -> None:
-        """Ends the pass, whose last layer has been launched; without a pass nothing happens."""
-        if self._begun is not None:
-            end = self._new_event()
-            end.record()
-            self._ended.append((*self._begun, end))
-            self._begun = None
+        """Ends the pass that has begun: its last layer has been launched."""
+        end = self._new_event()
+        end.record()
+        self._ended.append((*self._begun, end))
 
     def forget(self) -> None:
-        """Forgets all passes."""
-        self._begun = None
+        """Forgets the passes that have ended."""
         self._ended.clear()
 
     def done(self) -> Iterator[TimedPass]:

@@ -3,11 +3,13 @@
 import logging
 
 import pytest
+import torch
 
 from finetune_kernels.graphs import layer_graphs
 from finetune_kernels.graphs.layer_graphs import EAGER_PASSES, LayerGraphs
 from finetune_kernels.graphs.pass_shape import PassShape
 from finetune_kernels.graphs.trial import PASSES, GpuPassTimes, TimedEvent, TimedPass, Trial
+from finetune_kernels.primitives.attention.inputs import PackedSequences
 from finetune_test_kernels.rerun_recorder import LAYERS, Clock, RerunRecorder, Stack, Waiting
 
 SHAPE = PassShape(8, 2, 4, trains_input=False)
@@ -81,6 +83,21 @@ def test_one_shape_is_given_up_and_the_other_stays() -> None:
     assert [shape.rows for shape in stack.graphs._recorded] == [6]  # type: ignore[union-attr]
 
 
+def test_a_pass_that_broke_off_is_not_ended_by_one_of_evaluation() -> None:
+    clock = Clock()
+    graphs = LayerGraphs(RerunRecorder, lambda: True, Waiting(), clock)
+    stack = Stack(graphs)
+    stack.train(SAME[:1])
+    list(clock.done())
+    ends, x = torch.tensor([0, 3, 5], dtype=torch.int32), torch.zeros(5, 4)
+    assert graphs.begin(x, PackedSequences(ends, 3, 5)) is None, "and an error follows"
+    with torch.no_grad():
+        stack.forward(9, SAME[0])
+    assert list(clock.done()) == []
+    stack.train(SAME[:1])
+    assert len(clock.done()) == 1, "the control"
+
+
 def test_what_the_layers_launch_changes_and_the_trial_begins_anew() -> None:
     recorder = RerunRecorder()
     stack = Stack(LayerGraphs(lambda: recorder, lambda: True, Waiting(), Clock(1.1)))
@@ -131,7 +148,6 @@ def test_times_are_told_once_the_gpu_is_there_and_each_once() -> None:
         times.begin(SHAPE, 4, is_recorded=is_recorded)
         gpu.launched += 8 + number
         times.end()
-        times.end()  # nothing has begun
         gpu.launched += 100  # backward
     assert list(times.done()) == []
 

@@ -64,7 +64,7 @@ class Clock:
 
     def __init__(self, as_graphs: float = 0.5) -> None:
         self.as_graphs = as_graphs
-        self._begun: TimedPass | None = None
+        self._begun: TimedPass
         self._ended: list[TimedPass] = []
 
     def begin(self, shape: PassShape, tokens: int, *, is_recorded: bool) -> None:
@@ -74,13 +74,10 @@ class Clock:
 
     def end(self) -> None:
         """See `PassTimes`."""
-        if self._begun is not None:
-            self._ended.append(self._begun)
-            self._begun = None
+        self._ended.append(self._begun)
 
     def forget(self) -> None:
         """See `PassTimes`."""
-        self._begun = None
         self._ended.clear()
 
     def done(self) -> list[TimedPass]:
