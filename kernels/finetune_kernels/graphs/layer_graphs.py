@@ -27,6 +27,8 @@ WAITING_PASSES = 2
 """The last of them in which the GPU has to have waited for the host: while kernels are compiled it always does."""
 MAX_SHAPES = 4
 """Shapes that are recorded: each keeps the activations of a pass."""
+MAX_COUNTED = 1024
+"""Shapes that are counted until counting begins anew: where a layer cannot be recorded, most packs have their own."""
 
 
 class FallibleRecorder:
@@ -137,6 +139,9 @@ class LayerGraphs:
         if self._failed or not torch.is_grad_enabled():
             return None
         shape = PassShape.of(sequences, trains_input=hidden.requires_grad, pads=pads)
+        if len(self._seen) >= MAX_COUNTED:
+            self._seen.clear()
+            self._waited.clear()
         self._seen[shape] += 1
         if any(one.is_void for one in self._recorded.values()):
             self._failed = any(one.has_failed for one in self._recorded.values())

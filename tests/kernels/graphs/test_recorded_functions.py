@@ -93,6 +93,18 @@ def test_a_few_shapes_are_recorded_and_no_more() -> None:
     assert recorder.recordings == 2 * LAYERS * MAX_SHAPES
 
 
+def test_shapes_that_never_come_again_are_not_kept_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_graphs, "MAX_COUNTED", 8)
+    stack, recorder = new_stack()
+    stack.train(SAME)
+    launches = recorder.launches
+    stack.train([(size, 1) for size in range(6, 40)])
+    assert stack.graphs is not None
+    assert len(stack.graphs._seen) <= 8
+    stack.train(SAME[:2])
+    assert recorder.launches == launches + 4 * LAYERS, "what is recorded stays"
+
+
 def test_nothing_is_recorded_without_room() -> None:
     stack, recorder = new_stack(room=False)
     assert all(are_same(stack.train(SAME), SAME))
