@@ -169,17 +169,15 @@ class LayerGraphs:
             self._times.end()
 
     def _time(self, shape: PassShape, sequences: PackedSequences) -> None:
-        """Begins to time the pass."""
-        self._is_timed = True
-        self._times.begin(shape, sequences.tokens, is_recorded=shape in self._recorded)
+        """Begins to time the pass, unless its trial is over."""
+        self._is_timed = not self._trials[shape].is_over
+        if self._is_timed:
+            self._times.begin(shape, sequences.tokens, is_recorded=shape in self._recorded)
 
     def _judge(self, took: TimedPass) -> None:
         """Takes note of a pass that the GPU has done; gives up graphs of its shape that have turned out no faster."""
         trial = self._trials[took.shape]
-        if trial.is_over:
-            return
-        trial.note(took)
-        if trial.is_over and took.shape in self._recorded:
+        if trial.note(took) and took.shape in self._recorded:
             log.info("passes of %d tokens are %.2f times as fast as graphs", took.shape.rows, trial.gain)
             if trial.is_lost:
                 log.info("so they are launched kernel by kernel again")

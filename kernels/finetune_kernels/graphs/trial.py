@@ -104,14 +104,18 @@ class Trial:
 
     def __init__(self) -> None:
         self._times: dict[bool, deque[float]] = {kind: deque(maxlen=PASSES) for kind in (False, True)}
-        self.is_over = False
-        """True once as many passes as are compared have been launched as graphs."""
 
-    def note(self, took: TimedPass) -> None:
-        """Takes note of a pass."""
-        if not self.is_over:
-            self._times[took.is_recorded].append(took.milliseconds)
-            self.is_over = len(self._times[True]) == PASSES
+    @property
+    def is_over(self) -> bool:
+        """True once as many passes as are compared have been launched as graphs."""
+        return len(self._times[True]) == PASSES
+
+    def note(self, took: TimedPass) -> bool:
+        """Takes note of a pass, unless the trial is over; returns True if it ends the trial."""
+        if self.is_over:
+            return False
+        self._times[took.is_recorded].append(took.milliseconds)
+        return self.is_over
 
     @property
     def gain(self) -> float:

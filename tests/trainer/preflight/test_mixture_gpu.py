@@ -220,13 +220,13 @@ def speed(model: Any, rows: int, memory: int, dropout: float = 0.0) -> float:
 
 
 @pytest.mark.parametrize(
-    ("model", "rows", "measured"),
+    ("model", "rows", "measured", "rel"),
     # As graphs, of equal lengths (of packs 11,294); kernel by kernel, as the GPU is the slower one; as graphs.
-    [(QWEN, 1, 11_620), (QWEN, 4, 18_217), (GPT_OSS, 1, 11_817)],
+    [(QWEN, 1, 11_620, 0.15), (QWEN, 4, 18_217, 0.1), (GPT_OSS, 1, 11_817, 0.15)],
     ids=str,
 )
-def test_the_speed_is_what_was_measured_on_an_h200(model: Any, rows: int, measured: int) -> None:
-    assert speed(model, rows, 141 * GIB) == pytest.approx(measured, rel=0.15)
+def test_the_speed_is_what_was_measured_on_an_h200(model: Any, rows: int, measured: int, rel: float) -> None:
+    assert speed(model, rows, 141 * GIB) == pytest.approx(measured, rel=rel)
 
 
 @pytest.mark.parametrize(("memory", "dropout"), [(141, 0.05), (26, 0.0)], ids=["dropout", "no room for graphs"])
