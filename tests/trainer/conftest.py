@@ -5,6 +5,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -38,6 +39,13 @@ def signal_handlers() -> Iterator[None]:
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def watchdogs() -> Iterator[None]:
+    """A watchdog that a test leaves behind reads stacks, or ends the process, in the midst of a later one."""
+    yield
+    assert "watchdog" not in {thread.name for thread in threading.enumerate()}, "close the watchdog"
 
 
 @pytest.fixture(scope="session")

@@ -106,8 +106,29 @@ def test_a_process_that_was_frozen_is_not_ended_for_it(monkeypatch: pytest.Monke
     dog = Watchdog(StallLimit(seconds=4, adapts=False), found.append)
     dog._thread.start()
     threading.Event().wait(0.5)  # two ticks, of which each counts as 0.4 s at most
-    dog._closing.set()
+    dog.close()
     assert found == []
+
+
+def test_a_watch_that_ends_late_leaves_no_timer_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower trains on for hours after its watch: a timer that is left would end it."""
+    is_late, goes_on = threading.Event(), threading.Event()
+    timers: list[str] = []
+
+    def set_late(seconds: float, **named: bool) -> None:
+        is_late.set()
+        goes_on.wait()
+        timers.append(f"{seconds:.1f} s, {named}")
+
+    recorder = SimpleNamespace(dump_traceback_later=set_late, cancel_dump_traceback_later=timers.clear)
+    monkeypatch.setattr(watchdog, "faulthandler", recorder)
+    dog = Watchdog(StallLimit(seconds=1, adapts=False), [].append, is_watched=False)
+    dog.start()
+    assert is_late.wait(10)
+    dog.close()  # gives the thread a second
+    goes_on.set()
+    dog._thread.join(10)
+    assert not timers
 
 
 def test_the_place_is_that_of_the_work_that_the_main_thread_waits_for() -> None:

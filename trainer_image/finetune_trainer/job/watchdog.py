@@ -66,12 +66,17 @@ class Watchdog:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the watch."""
+        """Ends the watch. The thread takes its timer with it, also if it is too busy to end at once."""
         self._closing.set()
         self._thread.join(1)
-        faulthandler.cancel_dump_traceback_later()
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _watch(self) -> None:
         silence = Silence(self._limit)
         traffic = read_traffic()
         looked, beat = time.monotonic(), signs_of_life.last_beat()
