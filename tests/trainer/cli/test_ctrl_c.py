@@ -24,7 +24,9 @@ spec:
   output: {{s3: {{bucket: models}}}}
   resources: {{gpus: 0}}
 """
-SAMPLES = ", samples: {maxTokens: 1000, prompts: [hello]}"
+PROMPTS = [f"Tell me about the number {number}." for number in range(32)]
+SAMPLES = f", samples: {{maxTokens: 4096, prompts: {PROMPTS}}}"
+"""Minutes of sampling: an answer that ends early, by chance or on a fast machine, leaves others that do not."""
 
 
 class Terminal:
@@ -90,7 +92,7 @@ def test_samples_before_the_first_step_end_between_two_tokens(
 ) -> None:
     manifest = MANIFEST.format(base=tiny_base, data=chat_file, steps=4, accumulation=1, more=SAMPLES)
     opened.append(terminal := Terminal(tmp_path, manifest))
-    terminal.wait_for("stage Training\n", 400)
+    terminal.wait_for("taking samples of the model before training", 400)
     time.sleep(1)
     terminal.press()
     assert terminal.code(60) == 30
