@@ -11,4 +11,5 @@ gathered_nf4      NF4 decoded to 16 bits by another kernel, for comparison
 permuted_nf4      NF4 decoded to E4M3 by another kernel, for comparison
 micro_results     micro.csv as values, and its table for docs/benchmarks.md
 provenance        the commit and the package versions that were measured
+rows_file         adds rows to CSV files of measurements
 """

@@ -9,7 +9,6 @@ that fails or takes too long is left out: the processes are started again for th
 """
 
 import argparse
-import csv
 import json
 import os
 import queue
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from benchmarks.provenance import current_commit, installed_versions
+from benchmarks.rows_file import append_rows
 from finetune_api.gpus import GPU_ALLOCATOR
 from speed.rows import SHAPES, working_folder
 from speed.several.cases import Case, Machine, cases, launches
@@ -111,12 +111,7 @@ class Campaign:
         row = {name: found.get(name) for name in COLUMNS}
         row |= {"versions": installed_versions(), "commit": self.options.commit or current_commit()}
         print("ROW", json.dumps({name: value for name, value in row.items() if value is not None}), flush=True)
-        is_new = not self.options.csv.exists()
-        with self.options.csv.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerow(row)
+        append_rows(self.options.csv, COLUMNS, [row])
 
 
 def _start(

@@ -7,7 +7,6 @@ Each run is a process as in a pod, from loading to the published adapter; models
 is stopped by SIGTERM and goes on with one GPU.
 """
 
-import csv
 import json
 import os
 import random
@@ -19,6 +18,8 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.rows_file import append_rows
 
 COLUMNS = ("model", "run", "gpus", "step", "seconds", "tokens_per_second", "last_loss", "peak_gib", "told", "gpu")
 STEPS, STOP_STEP, ROWS = 16, 5, 1500
@@ -38,17 +39,12 @@ def main(table: Path, gpus: int, model: str, runs: list[str]) -> None:
     base = _model(model)
     with tempfile.TemporaryDirectory() as folder:
         rows = _rows(Path(folder) / "rows.jsonl")
-        is_new = not table.exists()
-        with table.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if is_new:
-                writer.writeheader()
-            for name, count in ((run, count) for run in runs for count in ORDERS[run](gpus)):
-                # Attempts of one job share its results; each of the others is a job of its own.
-                place = Path(folder) / (name if name == "stopped" else f"{name}-{count}")
-                found = _process(base, rows, place, name, count, 4 * gpus)
-                writer.writerow(row := {"model": model, "run": name, "gpus": count} | found)
-                print(row, flush=True)
+        for name, count in ((run, count) for run in runs for count in ORDERS[run](gpus)):
+            # Attempts of one job share its results; each of the others is a job of its own.
+            place = Path(folder) / (name if name == "stopped" else f"{name}-{count}")
+            found = _process(base, rows, place, name, count, 4 * gpus)
+            append_rows(table, COLUMNS, [row := {"model": model, "run": name, "gpus": count} | found])
+            print(row, flush=True)
 
 
 def _model(name: str) -> Path:

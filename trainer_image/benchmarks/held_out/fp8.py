@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.rows_file import append_rows
 from held_out.bases import CONFIGS, Reading, make_base
 from held_out.cell import VARIANTS, Base, Cell, measure
 from held_out.conversations import HELD_OUT, Split, split
@@ -122,7 +123,7 @@ def _measure(options: argparse.Namespace, cells: Sequence[Cell], pool: ThreadPoo
             failures += 1
             print(f"{cell.base.name} {cell.variant} {cell.seed} failed: {error!r}", flush=True)
             continue
-        _add(options.csv, row := future.result())
+        append_rows(options.csv, COLUMNS, [row := future.result()])
         print(row, flush=True)
     return failures
 
@@ -135,15 +136,6 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             yield from csv.DictReader(file)
-
-
-def _add(path: Path, row: dict[str, Any]) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ once per seed, on the GPU, as a job would:
 """
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows_file import append_rows
 from finetune_kernels.primitives import multi_tensor_adamw
 from held_out.job import Rows, finished, job
 
@@ -31,17 +31,12 @@ def main() -> None:
     """Runs every variant with every seed, and prints a table of means and spreads."""
     options = _options()
     found: dict[str, list[float]] = {}
-    with options.csv.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if file.tell() == 0:
-            writer.writeheader()
-        for seed in options.seeds:
-            for variant in options.variants:
-                row = _measure(options, variant, seed)
-                writer.writerow(row)
-                file.flush()
-                print(row, flush=True)
-                found.setdefault(variant, []).append(row["held_out_loss"])
+    for seed in options.seeds:
+        for variant in options.variants:
+            row = _measure(options, variant, seed)
+            append_rows(options.csv, COLUMNS, [row])
+            print(row, flush=True)
+            found.setdefault(variant, []).append(row["held_out_loss"])
 
     for variant, losses in found.items():
         spread = statistics.stdev(losses) if len(losses) > 1 else 0.0

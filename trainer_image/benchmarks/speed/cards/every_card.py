@@ -6,7 +6,6 @@ not hold, or left more than a fifth of a card unused with more to keep.
 """
 
 import argparse
-import csv
 import gc
 import sys
 import time
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.provenance import current_commit, installed_versions
+from benchmarks.rows_file import append_rows
 from speed.rows import SEED, Row, model_folder
 
 CARDS = (6, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, 64, 80)
@@ -142,13 +142,8 @@ def conduct(
 
 def write(path: Path, outcomes: Sequence[Outcome], **provenance: str) -> None:
     """Adds the outcomes to the CSV file."""
-    is_new = not path.exists()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        names = [field.name for field in fields(Outcome)] + [*provenance]
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        if is_new:
-            writer.writeheader()
-        writer.writerows(asdict(one) | provenance for one in outcomes)
+    names = [field.name for field in fields(Outcome)] + [*provenance]
+    append_rows(path, names, (asdict(one) | provenance for one in outcomes))
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
