@@ -7,7 +7,8 @@ run may be waiting for, writes the outcome, and ends the process by `os._exit`, 
 What it covers: Python code and native code that lets other threads run (GIL released), in any thread, as nearly all of
 PyTorch, CUDA, sockets and disks do. Native code that holds the GIL stops this thread too: then a timer of faulthandler,
 a thread in C, writes the stacks all the same, and the operator ends the pod, which has become silent. A process that is
-frozen as a whole can write nothing: the operator sees the silence.
+frozen as a whole can write nothing: the operator sees the silence. If it was frozen for longer than the limit and goes
+on, that timer, whose clock went on as well, writes the stacks, and ends a process that nobody else watches.
 """
 
 import faulthandler
