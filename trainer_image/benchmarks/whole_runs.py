@@ -43,8 +43,8 @@ def main(table: Path, gpus: int, model: str, runs: list[str]) -> None:
             # Attempts of one job share its results; each of the others is a job of its own.
             place = Path(folder) / (name if name == "stopped" else f"{name}-{count}")
             found = _process(base, rows, place, name, count, 4 * gpus)
-            append_rows(table, COLUMNS, [row := {"model": model, "run": name, "gpus": count} | found])
-            print(row, flush=True)
+            print(row := {"model": model, "run": name, "gpus": count} | found, flush=True)
+            append_rows(table, COLUMNS, [row])
 
 
 def _model(name: str) -> Path:

@@ -123,8 +123,8 @@ def _measure(options: argparse.Namespace, cells: Sequence[Cell], pool: ThreadPoo
             failures += 1
             print(f"{cell.base.name} {cell.variant} {cell.seed} failed: {error!r}", flush=True)
             continue
-        append_rows(options.csv, COLUMNS, [row := future.result()])
-        print(row, flush=True)
+        print(row := future.result(), flush=True)
+        append_rows(options.csv, COLUMNS, [row])
     return failures
 
 

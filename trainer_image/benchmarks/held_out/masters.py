@@ -34,8 +34,8 @@ def main() -> None:
     for seed in options.seeds:
         for variant in options.variants:
             row = _measure(options, variant, seed)
-            append_rows(options.csv, COLUMNS, [row])
             print(row, flush=True)
+            append_rows(options.csv, COLUMNS, [row])
             found.setdefault(variant, []).append(row["held_out_loss"])
 
     for variant, losses in found.items():
