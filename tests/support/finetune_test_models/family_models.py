@@ -65,7 +65,8 @@ def make_family_model(name: str, folder: Path, texts: Sequence[str], **settings:
         tokens["vocab_size_per_layer_input"] = tokens["vocab_size"]
 
     common = {"num_hidden_layers": 2, "hidden_size": HIDDEN_SIZE}  # K-quants need rows of a multiple of 256
-    write_random_weights(folder, family=model.family, **common | tokens | dict(model.settings) | settings)
+    all_settings = common | tokens | dict(model.settings) | settings
+    write_random_weights(folder, family=model.family, seed=model.seed, **all_settings)
     _write_as_published(folder / "config.json", model.published)
 
     generation = {"eos_token_id": [ids[text] for text in model.ends] or tokens["eos_token_id"]}

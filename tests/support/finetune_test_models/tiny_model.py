@@ -91,12 +91,12 @@ def tiny_config(family: str, *, hidden_size: int, **settings: Any) -> Any:
 
 
 def write_random_weights(
-    folder: Path, *, family: str, dtype: torch.dtype = torch.bfloat16, hidden_size: int, **settings: Any
+    folder: Path, *, family: str, dtype: torch.dtype = torch.bfloat16, hidden_size: int, seed: int = 0, **settings: Any
 ) -> Path:
     """Write config, generation config and weights into `folder`; `settings` are those of the Hugging Face config."""
     config = tiny_config(family, hidden_size=hidden_size, **settings, dtype=dtype)
 
-    set_seed(0)
+    set_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # Hugging Face
     with torch.no_grad():
         for name, parameter in model.named_parameters():

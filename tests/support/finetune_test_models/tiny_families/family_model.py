@@ -42,3 +42,5 @@ class FamilyModel:
     """Rows of the embedding beyond the tokenizer."""
     published: Mapping[str, Any] = field(default_factory=dict)
     """Settings as published files have them where transformers writes others; None: they have none."""
+    seed: int = 0
+    """Seed of the weights: another one where, on some CPU, too many answers reach two tokens that are as good."""

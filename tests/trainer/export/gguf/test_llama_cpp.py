@@ -25,14 +25,13 @@ CONTEXT = 512  # where longrope's short divisors end in the models here
 # for Phi-4). F16: 2e-3.
 FP32_DIFFERENCE = 1e-4
 # Where GELU gates nothing, a value that fp32 rounds to the next entry of llama.cpp's table counts in full (5.3e-4).
-# Gemma 4 E2B has it in two places of each of six layers (3.6e-4, half of the prompts below 8e-5; 1.1e-3 without the
-# table, half above 3.6e-4). Gemma 3n has it beside another formula: llama.cpp divides the spread of n gates by n - 1
+# Gemma 4 E2B has it in two places of each of six layers (3.2e-4, half of the prompts below 9e-5; 1e-3 without the
+# table, half above 3.2e-4). Gemma 3n has it beside another formula: llama.cpp divides the spread of n gates by n - 1
 # (3e-4; some 5e-5 with transformers patched to do the same).
 TABLE_DIFFERENCE, BY_THE_TABLE = 1e-3, ("starcoder-2", "phi-2", "gemma-4-e2b", "gemma-3n")
 F16_DIFFERENCE, DEEP_F16_DIFFERENCE, DEEP = 5e-3, 2e-2, 4  # the latter from that many layers on
-# A lead that is none ends an answer here; nearly all tokens must be compared all the same. Rounding decides which leads
-# are none: of Gemma 4 E2B's 960 tokens, 59 are left out with AVX-512 (four leads below the limit), 22 with AVX2 (one).
-SETTLED = 0.9
+# A lead that is none ends an answer here; nearly all tokens must be compared all the same.
+SETTLED = 0.95
 # Where two experts are as good, rounding chooses another one and the prompt's answer differs by as much as it likes
 # (0.08 for Mixtral, 0.04 for Qwen1.5-MoE, of 40 prompts).
 OTHER_EXPERTS = 4
