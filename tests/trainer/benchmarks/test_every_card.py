@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_all_cards_are_measured_and_written(tmp_path: Path, capsys: pytest.Captu
     assert "80 GiB, 8,192 tokens: 72.00 GiB" in capsys.readouterr().out
 
 
+def test_what_was_measured_is_kept_if_the_program_is_ended(tmp_path: Path) -> None:
+    def measure(model: str, card_gib: float, tokens: int) -> Outcome:
+        if card_gib == 16:
+            raise KeyboardInterrupt
+        return outcome(model, card_gib, tokens)
+
+    target = tmp_path / "cards.csv"
+    with pytest.raises(KeyboardInterrupt):
+        main([f"--csv={target}", "--commit=abc", "--cards=8,12,16", "--tokens=512"], measure)
+    lines = csv.DictReader(StringIO(target.read_text(encoding="utf-8")))
+    assert [float(line["card_gib"]) for line in lines] == [8.0, 12.0]
+
+
 @pytest.mark.parametrize("kind", ["ran out", "failed"])
 def test_one_card_that_is_not_good_is_a_failure_and_the_others_are_measured(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -74,6 +88,9 @@ def test_one_card_that_is_not_good_is_a_failure_and_the_others_are_measured(
 
 def test_no_card_begins_that_would_end_too_late() -> None:
     pairs, times = [(8.0, 512), (12.0, 512), (16.0, 512)], iter([100.0, -1.0, -1.0])
-    found, missing = conduct(pairs, "llama-8b", outcome, lambda: next(times), Console(file=StringIO()))
+    kept: list[Outcome] = []
+    measure = partial(outcome, "llama-8b")
+    found, missing = conduct(pairs, measure, kept.append, lambda: next(times), Console(file=StringIO()))
     assert [one.card_gib for one in found] == [8.0]
+    assert kept == found
     assert missing == ["12 GiB, 512 tokens: no time left", "16 GiB, 512 tokens: no time left"]

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,14 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def conduct(
-    pairs: Sequence[tuple[float, int]], model: str, measure: Measure, left: Callable[[], float], console: Console
+    pairs: Sequence[tuple[float, int]],
+    measure: Callable[[float, int], Outcome],
+    keep: Callable[[Outcome], None],
+    left: Callable[[], float],
+    console: Console,
 ) -> tuple[list[Outcome], list[str]]:
-    """Measures card by card, as long as twice the time of the longest so far is `left`; returns what came of it, and
-    those that failed or were left out, in words."""
+    """Measures card by card, as long as twice the time of the longest so far is `left`, and keeps each outcome at once;
+    returns what came of it, and those that failed or were left out, in words."""
     found, missing, longest = [], [], 0.0
     for card, tokens in pairs:
         name = f"{card:g} GiB, {tokens:,} tokens"
@@ -129,21 +134,22 @@ def conduct(
 
         began = time.monotonic()
         try:
-            found.append(measure(model, card, tokens))
+            found.append(measure(card, tokens))
         except RuntimeError as error:  # out of memory, too
             missing.append(f"{name}: {str(error).splitlines()[0]}")
             error.__traceback__ = None  # its frames hold the model
             console.print(missing[-1], style="red", markup=False, highlight=False)
             continue
         longest = max(longest, time.monotonic() - began)
+        keep(found[-1])
         console.print(f"{name}: {found[-1].peak_gib:.2f} GiB, {time.monotonic() - began:.0f} s", highlight=False)
     return found, missing
 
 
-def write(path: Path, outcomes: Sequence[Outcome], **provenance: str) -> None:
-    """Adds the outcomes to the CSV file."""
+def write(path: Path, outcome: Outcome, **provenance: str) -> None:
+    """Adds the outcome to the CSV file."""
     names = [field.name for field in fields(Outcome)] + [*provenance]
-    append_rows(path, names, (asdict(one) | provenance for one in outcomes))
+    append_rows(path, names, [asdict(outcome) | provenance])
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -166,8 +172,10 @@ def main(words: Sequence[str] | None = None, measure: Measure = measure) -> int:
     def left() -> float:
         return float(options.seconds) - (time.monotonic() - began)
 
-    found, missing = conduct(pairs, options.model, measure, left, console)
-    write(options.csv, found, gpu=_gpu(), versions=installed_versions(), commit=options.commit or current_commit())
+    provenance = {"gpu": _gpu(), "versions": installed_versions(), "commit": options.commit or current_commit()}
+    found, missing = conduct(
+        pairs, partial(measure, options.model), lambda one: write(options.csv, one, **provenance), left, console
+    )
     console.print(table(found))
     for one in missing:
         console.print(f"not measured: {one}", markup=False, highlight=False)
