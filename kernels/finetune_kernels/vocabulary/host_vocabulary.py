@@ -15,15 +15,20 @@ from finetune_kernels.primitives.gather_rows import gather_rows
 
 def movable_bytes(causal: Any) -> int:
     """Bytes of embedding and head of a transformers model; 0 unless both are plain and frozen."""
-    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
-    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
-        return 0
-    if embedding.weight.requires_grad or head.weight.requires_grad:
-        return 0
+    return sum(weight.nbytes for weight in _tables(causal).values())
 
-    # Tied, they are one tensor.
-    weights = {weight.data_ptr(): weight.numel() * weight.element_size() for weight in (embedding.weight, head.weight)}
-    return sum(weights.values())
+
+def waiting_bytes(causal: Any, device: torch.device) -> int:
+    """Bytes of embedding and head that were loaded into host memory, of a model on `device`; 0 once they work there."""
+    tables = (weight for weight in _tables(causal).values() if isinstance(weight, nn.Parameter))
+    return sum(weight.nbytes for weight in tables if weight.device.type != device.type)
+
+
+def in_host_memory(weight: torch.Tensor) -> torch.Tensor:
+    """Returns the values of `weight` in host memory, from which a GPU reads them: itself if it is there already."""
+    if weight.is_pinned():
+        return weight.detach()
+    return torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda).copy_(weight.detach())
 
 
 def move_to_host(causal: Any) -> None:
@@ -32,15 +37,34 @@ def move_to_host(causal: Any) -> None:
     moved: dict[int, torch.Tensor] = {}
 
     for module in (embedding, head):
-        weight = module.weight.detach()
+        weight = module.weight
         if weight.data_ptr() not in moved:
-            host = torch.empty(weight.shape, dtype=weight.dtype, pin_memory=weight.is_cuda)
-            moved[weight.data_ptr()] = host.copy_(weight)
+            moved[weight.data_ptr()] = in_host_memory(weight)
         del module.weight  # no longer a parameter, which `model.to` would bring back to the GPU
         module.weight = moved[weight.data_ptr()]
 
     embedding.forward = lambda ids: gather_rows(embedding.weight, ids)
     head.forward = lambda hidden: functional.linear(hidden, on_device(head.weight, hidden))
+
+
+def bring_back(causal: Any, device: torch.device) -> None:
+    """Moves both to `device`, of a model that was loaded with them in host memory, where they do not work yet."""
+    brought: dict[int, nn.Parameter] = {}
+    for module in (causal.get_input_embeddings(), causal.get_output_embeddings()):
+        weight = module.weight
+        if weight.data_ptr() not in brought:
+            brought[weight.data_ptr()] = nn.Parameter(weight.detach().to(device), requires_grad=False)
+        module.weight = brought[weight.data_ptr()]
+
+
+def _tables(causal: Any) -> dict[int, torch.Tensor]:
+    """Both by their address, tied ones once; none unless both are plain and frozen."""
+    embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
+    if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
+        return {}
+    if embedding.weight.requires_grad or head.weight.requires_grad:
+        return {}
+    return {weight.data_ptr(): weight for weight in (embedding.weight, head.weight)}
 
 
 def on_device(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

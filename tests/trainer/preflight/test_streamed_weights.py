@@ -10,7 +10,7 @@ from finetune_api.vocabulary import MemoryMode, Parallelism
 from finetune_test_models.minimal_run import LLAMA_70B, minimal_run
 from finetune_trainer.preflight.gpu import estimate_gpu, judge_gpu
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism
-from finetune_trainer.preflight.memory.plans import Plans, streamed_layers
+from finetune_trainer.preflight.memory.plans import Plans, plan_of_job
 from finetune_trainer.preflight.report import Finding, GpuEstimate, Severity
 
 GIB = 2**30
@@ -53,16 +53,23 @@ def test_the_host_memory_that_streaming_lacks_is_named() -> None:
     assert judged(a_job(24, needed - 1))[1] != []
 
 
+def streamed(job: RunConfig, plans: Plans | None, card: int) -> int:
+    """Layers that stream on a card of so many GiB."""
+    plan = plan_of_job(job, plans, card * GIB, 60 * GIB)
+    assert plan is not None
+    return plan.streamed_layers
+
+
 def test_what_the_loader_streams_is_what_the_plan_streams() -> None:
     job = a_job(24)
     plans = Plans.of(job, LLAMA_70B, Parallelism.REPLICATED)
     assert plans is not None
-    layers = streamed_layers(job, plans, 24 * GIB, 60 * GIB)
+    layers = streamed(job, plans, 24)
     assert layers == plans.at(2048, MemoryMode.FASTEST, 24 * GIB, 60 * GIB).streamed_layers
     assert 30 < layers < 50
-    assert streamed_layers(job, plans, 80 * GIB, 60 * GIB) == 0
-    assert streamed_layers(a_job(80, training={"memory": "Smallest"}), plans, 80 * GIB, 60 * GIB) == 80
-    assert streamed_layers(job, None, 24 * GIB, 60 * GIB) == 0
+    assert streamed(job, plans, 80) == 0
+    assert streamed(a_job(80, training={"memory": "Smallest"}), plans, 80) == 80
+    assert plan_of_job(job, None, 24 * GIB, 60 * GIB) is None
 
 
 @pytest.mark.parametrize(
@@ -78,7 +85,7 @@ def test_what_the_loader_streams_is_what_the_plan_streams() -> None:
 def test_jobs_whose_layers_cannot_stream_do_not_fit(sections: dict[str, Any]) -> None:
     job = a_job(24, **sections)
     plans = Plans.of(job, LLAMA_70B, Parallelism.REPLICATED)
-    assert streamed_layers(job, plans, 24 * GIB, 60 * GIB) == 0
+    assert streamed(job, plans, 24) == 0
     assert any(finding.severity is Severity.ERROR for finding in judged(job)[1])
 
 

@@ -55,17 +55,29 @@ def test_a_base_that_does_not_fit_streams_as_far_as_it_must(settle: Any) -> None
     assert layers == sorted(layers, reverse=True)
     assert layers[1] > 30
     assert settle(80) is None
-    assert settle(80, training={"memory": "Smallest"}) == InHostMemory(80)
+    assert settle(80, training={"memory": "Smallest"}) == InHostMemory(80, vocabulary=True)
     assert settle(80, host=6, training={"memory": "Smallest"}) is None, "layers' inputs save more"
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"gpus": 0}, {"training": {"precision": "FP32"}}, {"adapter": {"variant": "DoRA"}}],
+    [{"gpus": 0}, {"training": {"precision": "FP32"}}, {"adapter": {"variant": "DoRA", "dropout": 0.1}}],
     ids=str,
 )
 def test_without_a_plan_by_layers_a_base_stays_whole(settle: Any, options: dict[str, Any]) -> None:
     assert settle(24, **options) is None
+
+
+def test_layers_with_magnitudes_do_not_stream(settle: Any) -> None:
+    assert settle(24, adapter={"variant": "DoRA"}) == InHostMemory(0, vocabulary=True)
+
+
+def test_a_vocabulary_that_is_to_wait_in_host_memory_is_loaded_there(settle: Any) -> None:
+    """In Balanced and Fastest as well, where the card has no room for it."""
+    placed = {card: settle(card) for card in range(30, 60, 2)}
+    print(placed)
+    assert InHostMemory(0, vocabulary=True) in placed.values(), "it fits without the vocabulary"
+    assert settle(80) is None
 
 
 def test_a_mixture_that_does_not_fit_streams_with_its_experts(
@@ -85,7 +97,8 @@ def test_a_mixture_that_does_not_fit_streams_with_its_experts(
 
     whole = load_configuration(folder).num_hidden_layers
     assert settled(80 * GIB) is None
-    assert settled(80 * GIB, memory=MemoryMode.SMALLEST) is None, "two layers are on the GPU at a time in any case"
+    only_tables = InHostMemory(0, vocabulary=True)
+    assert settled(80 * GIB, memory=MemoryMode.SMALLEST) == only_tables, "two layers are on the GPU in any case"
     assert whole == 2
 
     def deeper(folder: Path) -> Any:
@@ -94,7 +107,7 @@ def test_a_mixture_that_does_not_fit_streams_with_its_experts(
         return config
 
     monkeypatch.setattr(placement, "read_language_model_config", deeper)
-    assert settled(80 * GIB, memory=MemoryMode.SMALLEST) == InHostMemory(4)
+    assert settled(80 * GIB, memory=MemoryMode.SMALLEST) == InHostMemory(4, vocabulary=True)
 
 
 def test_a_base_that_is_shared_out_does_not_stream(settle: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes.nn.modules import Linear4bit
+from torch import nn
 from transformers import modeling_utils
 
 from finetune_api.spec.inputs import ModelSpec
@@ -18,13 +19,14 @@ from finetune_kernels.primitives import nf4
 from finetune_kernels.streaming import host_tensors
 from finetune_kernels.streaming.host_tensors import HostTensors
 from finetune_kernels.streaming.sharded_tensors import ShardedTensors
+from finetune_kernels.vocabulary.host_vocabulary import bring_back, waiting_bytes
 from finetune_test_models.tiny_model import make_tiny_model
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.tensor_io.checked_tensors import CheckedTensor
-from finetune_trainer.stages import model_loading
+from finetune_trainer.stages import model_loading, streamed_loading
 from finetune_trainer.stages.model_loading import load_model
 from finetune_trainer.stages.nf4_copy import Nf4Copies
-from finetune_trainer.stages.streamed_loading import READS_ALONG, InHostMemory, Placement, Share
+from finetune_trainer.stages.streamed_loading import READS_ALONG, InHostMemory, Placement, Share, TakenLayers
 from finetune_trainer.training.loaded_model import LoadedModel
 
 LAYERS = 5
@@ -36,9 +38,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("base"), texts=texts, num_hidden_layers=LAYERS)
 
 
-def load(base: Path, layers: int, copies: Nf4Copies | None = None, **fields: Any) -> LoadedModel:
+def load(base: Path, streams: int | InHostMemory, copies: Nf4Copies | None = None, **fields: Any) -> LoadedModel:
     spec = ModelSpec.model_validate({"source": f"file://{base}", "maxSequenceLength": 128} | fields)
-    placement = InHostMemory(layers) if layers else None
+    placement = (InHostMemory(streams) if streams else None) if isinstance(streams, int) else streams
     return load_model(base, spec, Precision.FP32, gpus=0, placement=placement, copies=copies)
 
 
@@ -77,6 +79,55 @@ def test_a_streamed_base_is_the_same_and_is_never_whole_on_its_device(
     on_device = sum(linear.weight.untyped_storage().nbytes() > 0 for linear in linears(streamed))
     assert on_device == 7 * (LAYERS - layers)
     assert torch.equal(logits(streamed), expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layers", [0, 3])
+def test_embedding_and_head_go_to_host_memory_before_the_layers_come(
+    layers: int, tied: bool, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_tiny_model(tmp_path / "base", texts=texts, num_hidden_layers=LAYERS, tie_word_embeddings=tied)
+    expected = logits(load(base, 0))
+    taken: list[torch.Tensor] = []
+    order: list[str] = []
+    put, note = streamed_loading.in_host_memory, TakenLayers._take_from_layer
+
+    def putting(weight: torch.Tensor) -> torch.Tensor:
+        order.append("table")
+        taken.append(put(weight))
+        return taken[-1]
+
+    def noting(self: TakenLayers, module: Any, name: str, parameter: Any) -> None:
+        if type(module) is Linear4bit and parameter is not None and not parameter.is_meta:
+            order.append("layer")
+        note(self, module, name, parameter)
+
+    monkeypatch.setattr(streamed_loading, "in_host_memory", putting)
+    monkeypatch.setattr(TakenLayers, "_take_from_layer", noting)
+    loaded = load(base, InHostMemory(layers, vocabulary=True))
+    model, tables = loaded.model, 1 if tied else 2
+    assert order[:tables] == ["table"] * tables
+    assert set(order[tables:]) == {"layer"}
+    assert len(loaded.streamed) == layers
+
+    # What the modules have is what was put there, which their first weights are not.
+    weights = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    assert {weight.data_ptr() for weight in weights} == {weight.data_ptr() for weight in taken}
+    assert (weights[0] is weights[1]) == tied == model.config.tie_word_embeddings
+    assert torch.equal(logits(loaded), expected)
+
+    model.requires_grad_(False)  # as an adapter does
+    gpu, bytes_of_tables = torch.device("cuda"), sum(weight.nbytes for weight in taken)
+    assert (waiting_bytes(model, gpu), waiting_bytes(model, torch.device("cpu"))) == (bytes_of_tables, 0)
+    bring_back(model, torch.device("meta"))
+    weights = [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
+    assert all(weight.is_meta and isinstance(weight, nn.Parameter) for weight in weights)
+    assert (weights[0] is weights[1]) == tied
+
+
+def test_a_vocabulary_stays_on_the_device_unless_the_plan_moves_it(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamed_loading, "in_host_memory", lambda weight: pytest.fail("a table is moved"))
+    load(base, LAYERS)
 
 
 def test_a_streamed_base_makes_the_copy_in_nf4_and_comes_from_it(

@@ -39,7 +39,7 @@ class Row:
     accumulation: int
     card_gib: float | None = None
     """Memory of the emulated card; the row's `length` is then where the search for the longest begins; it goes on
-    with three times that, a little less than the plan says would fit."""
+    with three times that, a little less than the plan says would fit, or `planned`."""
     planned: int = MAX_POSITIONS
     """Tokens that the plan of a search is made for, which are the most it tries."""
     mean: int = 0
@@ -95,7 +95,7 @@ ROWS = {
     "8b-longest-16g": Row("llama-8b", 40960, 1, 1, card_gib=16.0),
     "8b-longest-24g": Row("llama-8b", 8192, 1, 1, card_gib=24.0),
     "70b-longest-48g": Row("llama-70b", 5120, 1, 1, card_gib=48.0, planned=32_768, on_device=True),
-    "70b-longest-80g": Row("llama-70b", 30720, 1, 1, card_gib=80.0, planned=98_304, on_device=True),
+    "70b-longest-80g": Row("llama-70b", 92160, 1, 1, card_gib=80.0, planned=98_304, on_device=True),
     "8b-2048-bs2-ga4-gpus2": Row("llama-8b", 2048, 2, 4, gpus=2),
     "8b-2048-bs2-ga4-gpus4": Row("llama-8b", 2048, 2, 4, gpus=4),
 }

@@ -96,7 +96,7 @@ class Nf4Copy:
 
         begin = time.monotonic()
         try:
-            model = self._load(open_checked(self.path, self.about), folder, device, dtype)
+            model = self._load(open_checked(self.path, self.about, device), folder, device, dtype)
         except (InterruptedRunError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # noqa: BLE001 (whatever a copy costs, it is not the run)

@@ -1,5 +1,5 @@
 """Settles where a run's base model lies, before it is loaded: whole on each GPU, a part on each, or some of its layers
-in host memory.
+or its vocabulary in host memory.
 
 All processes must share or not, so the run's first process of each pod decides for its own, and the pods agree: one
 whose GPUs are too small has the base shared out on all. Layers in host memory are a process's own; the memory plan
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
-from finetune_api.vocabulary import Parallelism, Precision
+from finetune_api.vocabulary import MemoryMode, Parallelism, Precision
+from finetune_kernels.planning.memory_plan import MemoryPlan
 from finetune_kernels.planning.parts.expert_shape import chosen_experts, experts_a_layer
 from finetune_trainer.distributed.group import Group
 from finetune_trainer.errors import TrainerError
@@ -19,8 +20,9 @@ from finetune_trainer.job.machine import PROCESS_BYTES, free_memory, host_room
 from finetune_trainer.model.configuration.reading import read_language_model_config
 from finetune_trainer.model.planned_weights import plan_weights
 from finetune_trainer.model.published_weights import published_below
+from finetune_trainer.preflight.memory.fused_layers import why_not_fused
 from finetune_trainer.preflight.memory.parallelism import choose_parallelism, why_not_sharded
-from finetune_trainer.preflight.memory.plans import Plans, streamed_layers
+from finetune_trainer.preflight.memory.plans import Plans, plan_of_job
 from finetune_trainer.preflight.mixture_gpu import mixture_plans
 from finetune_trainer.stages.model_loading import choose_device, resolve_precision
 from finetune_trainer.stages.streamed_loading import InHostMemory, Placement, Share
@@ -62,13 +64,23 @@ def placement_of(config: RunConfig, base: Path, rank: int, size: int) -> Placeme
     is_planned = device.type == "cuda" and config.kernels
     if not is_planned or resolve_precision(config.training.precision, device) is Precision.FP32:
         return None  # no memory plan, which would count the layers
+    is_fused = why_not_fused(config, read_language_model_config(base)) is None
+    if not is_fused and config.training.memory is not MemoryMode.SMALLEST:
+        return None  # only fused layers stream, and only Smallest moves the vocabulary of others
 
     room = host_room(free_memory(), max(1, config.gpus), PROCESS_BYTES)
-    layers = streamed_layers(config, _plans_of(config, base), available_bytes(device), room)
-    if not layers:
-        return None
-    log.info("the weights of %d layers are loaded into host memory, and stream from there", layers)
-    return InHostMemory(layers)
+    plan = plan_of_job(config, _plans_of(config, base), available_bytes(device), room)
+    return None if plan is None else in_host_memory(plan)
+
+
+def in_host_memory(plan: MemoryPlan) -> InHostMemory | None:
+    """Returns what a base that is trained by `plan` has in host memory; None: nothing."""
+    layers, vocabulary = plan.streamed_layers, plan.host_bytes > 0
+    if layers:
+        log.info("the weights of %d layers are loaded into host memory, and stream from there", layers)
+    if vocabulary:
+        log.info("embedding and head are loaded into host memory")
+    return InHostMemory(layers, vocabulary) if layers or vocabulary else None
 
 
 def _plans_of(config: RunConfig, base: Path) -> Plans | None:

@@ -1,15 +1,16 @@
-"""Base models whose layers leave the GPU as soon as they are loaded: shared out among the ranks, or into host memory.
+"""Base models whose weights leave the GPU as soon as they are loaded: shared out among the ranks, or into host memory.
 
 transformers reads and quantises one tensor after the other, in the order of the layers, and puts each into its module.
 torch tells of every parameter that a module gets, so a layer is known to be complete, and it is taken away before the
-next one is read: no GPU ever holds the whole base, and of one that is shared out no host does.
+next one is read: no GPU ever holds the whole base, and of one that is shared out no host does. Embedding and head go
+to host memory in the same way, where the memory plan has them there.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from bitsandbytes.nn.modules import Linear4bit
@@ -18,7 +19,7 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
-from transformers import modeling_utils
+from transformers import PreTrainedModel, modeling_utils
 
 from finetune_api.failures import FailureReason
 from finetune_kernels.experts.replacing import WEIGHTS
@@ -27,6 +28,7 @@ from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.host_tensors import HostTensors, storage_key
 from finetune_kernels.streaming.layer_window import LayerWindow
 from finetune_kernels.streaming.sharded_tensors import ShardedTensors
+from finetune_kernels.vocabulary.host_vocabulary import in_host_memory
 from finetune_trainer.errors import TrainerError
 
 READS_ALONG = "HF_DEACTIVATE_ASYNC_LOAD"
@@ -46,6 +48,8 @@ class InHostMemory:
     """A base whose first `layers` layers stream from host memory."""
 
     layers: int
+    vocabulary: bool = False
+    """True if embedding and head are in host memory, too."""
 
 
 Placement = Share | InHostMemory
@@ -62,6 +66,8 @@ class TakenLayers:
     """Of each layer that is not complete: the weights that are there, by their module and name."""
     _shards: dict[nn.Module, ShardedTensors] = field(default_factory=dict)
     _in_host_memory: dict[nn.Module, HostTensors] = field(default_factory=dict)
+    _vocabulary: list[nn.Parameter] = field(default_factory=list)
+    """Embedding and head in host memory."""
 
     def remember_parent(self, parent: nn.Module, _: str, child: nn.Module | None) -> None:
         """Takes note of a module that another one gets."""
@@ -70,7 +76,29 @@ class TakenLayers:
 
     def take(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         """Takes note of a weight in NF4 that a linear layer or experts get; takes its decoder layer away if it is the
-        last."""
+        last. Moves the weight of an embedding or a head to host memory if it is to be there."""
+        if self._is_table(parameter, module):
+            # It stays the parameter that transformers has marked as loaded: it would draw another one anew.
+            parameter.data = in_host_memory(parameter)
+            self._vocabulary.append(parameter)
+            return
+        self._take_from_layer(module, name, parameter)
+
+    def _is_table(self, parameter: nn.Parameter | None, module: nn.Module) -> TypeGuard[nn.Parameter]:
+        """True for the loaded weight of an embedding or a head that is to be in host memory, and is not yet."""
+        if not isinstance(self.placement, InHostMemory) or not self.placement.vocabulary:
+            return False
+        if parameter is None or parameter.is_meta or type(module) not in (nn.Embedding, nn.Linear):
+            return False
+        if any(parameter is taken for taken in self._vocabulary):  # tied, the head gets the embedding's
+            return False
+        root = module
+        while root in self._parents:
+            root = self._parents[root]
+        model: Any = root if isinstance(root, PreTrainedModel) else None
+        return model is not None and module in (model.get_input_embeddings(), model.get_output_embeddings())
+
+    def _take_from_layer(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         layer = self._layer_of(module)
         if layer is None or not _is_loaded(parameter):
             return
@@ -112,7 +140,7 @@ class TakenLayers:
         Raises TrainerError (InvalidConfiguration) if a layer has weights that cannot.
         """
         streamed = HostLayers(decoder_layers(model))
-        if isinstance(self.placement, InHostMemory):
+        if isinstance(self.placement, InHostMemory) and self.placement.layers:
             modules = decoder_layers(model)[: self.placement.layers]
             _check_taken(model, modules, self._in_host_memory, "a base that no GPU holds", "use a larger GPU")
             streamed.adopt([self._in_host_memory[module] for module in modules])

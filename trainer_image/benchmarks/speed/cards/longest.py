@@ -50,7 +50,7 @@ def next_length(attempts: Sequence[Attempt], limit: int, first: int, max_length:
         return None
 
     if len(fitting) < 2:
-        wanted = first if not fitting else 3 * first
+        wanted = first if not fitting else min(3 * first, max_length)
         if failed:
             wanted = min(wanted, min(failed) // 2 // GRAIN * GRAIN)
         return None if wanted < GRAIN or any(one.tokens == wanted for one in attempts) else wanted

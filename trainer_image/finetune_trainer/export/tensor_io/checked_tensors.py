@@ -19,6 +19,7 @@ from awscrt import checksums
 
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.export.tensor_io.safetensors_files import NAMES, STORED_TYPES, StoredTensor, locate
+from finetune_trainer.export.tensor_io.staged_reader import StagedReader
 from finetune_trainer.model.safetensors_header import LENGTH_BYTES, MAX_HEADER_BYTES, read_header
 from finetune_trainer.model.weight_files import read_range
 from finetune_trainer.stopping import stop_point
@@ -26,6 +27,7 @@ from finetune_trainer.stopping import stop_point
 CHECKSUMS = "checksums"
 """Name of the last tensor."""
 CRC_BYTES = 8
+CPU = torch.device("cpu")
 UNFINISHED = ".unfinished"
 """End of the names of files that are being written."""
 
@@ -42,16 +44,23 @@ class CheckedTensor:
     header_type: str
     """The format's name of the type, such as BF16."""
     crc: int
+    reader: StagedReader
 
     def get_dtype(self) -> str:
         """Returns the format's name of the type."""
         return self.header_type
 
     def __getitem__(self, _: object) -> torch.Tensor:
-        """Reads the values into fresh memory on the CPU. Raises DamagedFileError if they are not what was written."""
+        """Reads the values to the reader's device. Raises DamagedFileError if they are not what was written."""
         stop_point()
-        values = self.stored.read()
-        if _crc(values) != self.crc:
+        crc = 0
+
+        def look(piece: memoryview) -> None:
+            nonlocal crc
+            crc = checksums.crc64nvme(piece, crc)
+
+        values = self.reader.read(self.stored, look)
+        if crc != self.crc:
             raise DamagedFileError(f"{self.stored.name} is not what was written")
         return values
 
@@ -80,9 +89,9 @@ def write_checked(path: Path, tensors: Mapping[str, torch.Tensor], about: Mappin
     return size
 
 
-def open_checked(path: Path, about: Mapping[str, str]) -> dict[str, CheckedTensor]:
-    """Lists the tensors of a file by name. Raises OSError, or DamagedFileError if it is damaged or about something
-    else."""
+def open_checked(path: Path, about: Mapping[str, str], device: torch.device = CPU) -> dict[str, CheckedTensor]:
+    """Lists the tensors of a file by name, to be read to `device`. Raises OSError, or DamagedFileError if it is damaged
+    or about something else."""
     size = path.stat().st_size
     try:
         listed = read_header(str(path), size, partial(read_range, path))
@@ -102,8 +111,9 @@ def open_checked(path: Path, about: Mapping[str, str]) -> dict[str, CheckedTenso
     if json.loads(header).get("__metadata__") != dict(about):
         raise DamagedFileError("it is about something else")
 
+    reader = StagedReader(device)
     return {
-        each.name: CheckedTensor(locate(each, path, types=STORED_TYPES), each.dtype, crc)
+        each.name: CheckedTensor(locate(each, path, types=STORED_TYPES), each.dtype, crc, reader)
         for each, crc in zip(listed[:-1], sums[1:], strict=True)
     }
 

@@ -39,10 +39,10 @@ class StagingThreads(ThreadPoolExecutor):
     def read(self, file: int, offset: int, target: torch.Tensor, after: torch.cuda.Event | None) -> bool:
         """Fill uint8 `target` from `file`; returns False if the file ends before. Runs on one of the threads."""
         if after is None:
-            return _read_fully(file, offset, target)
+            return read_fully(file, offset, target)
 
         buffer, stream = self._staging()
-        if not _read_fully(file, offset, buffer[: target.numel()]):
+        if not read_fully(file, offset, buffer[: target.numel()]):
             return False
 
         with torch.cuda.stream(stream):
@@ -76,8 +76,8 @@ class StagingThreads(ThreadPoolExecutor):
         return staging
 
 
-def _read_fully(file: int, offset: int, target: torch.Tensor) -> bool:
-    """Fill `target`; returns False if the file ends before."""
+def read_fully(file: int, offset: int, target: torch.Tensor) -> bool:
+    """Fill uint8 `target`, on the CPU, from `file`; returns False if the file ends before."""
     view = target.numpy().data
     while view:
         count = os.preadv(file, [view], offset)

@@ -101,13 +101,13 @@ def rows_of(config: RunConfig, plans: Plans, total: int) -> int:
     return split_batch(batch, config.processes).size
 
 
-def streamed_layers(config: RunConfig, plans: Plans | None, total: int, room: int) -> int:
-    """Layers that stream from host memory in the plan for a job on GPUs of `total` bytes, none of which shares the base
-    with another; 0 without `plans`. `room`: host memory that each process may pin."""
+def plan_of_job(config: RunConfig, plans: Plans | None, total: int, room: int) -> MemoryPlan | None:
+    """Returns the plan for a job on GPUs of `total` bytes, none of which shares the base with another; None without
+    `plans`. `room`: host memory that each process may pin."""
     if plans is None:
-        return 0
+        return None
     tokens = rows_of(config, plans, total) * config.model.max_sequence_length
-    return plans.at(tokens, config.training.memory, total, room).streamed_layers
+    return plans.at(tokens, config.training.memory, total, room)
 
 
 def max_length_of(config: RunConfig, size: TrainingSize | None) -> int:

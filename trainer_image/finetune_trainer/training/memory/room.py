@@ -7,6 +7,7 @@ import torch
 from finetune_api.run_config import RunConfig
 from finetune_api.vocabulary import Precision
 from finetune_kernels.planning.rates import H200, H200_FP8, Rates
+from finetune_kernels.vocabulary.host_vocabulary import waiting_bytes
 from finetune_trainer.distributed.world import World
 from finetune_trainer.job.machine import free_memory, host_room
 from finetune_trainer.training.loaded_model import LoadedModel
@@ -35,8 +36,9 @@ class Room:
 
         # Weights that were loaded into host memory are reckoned as on the GPU: how many stay there is for the plan.
         streamed = loaded.streamed
-        base = torch.cuda.memory_allocated(loaded.device) - streamed.slot_bytes + streamed.host_bytes
-        host = host_room(free_memory(), max(1, config.gpus)) + streamed.host_bytes
+        loaded_there = streamed.host_bytes + waiting_bytes(loaded.model, loaded.device)
+        base = torch.cuda.memory_allocated(loaded.device) - streamed.slot_bytes + loaded_there
+        host = host_room(free_memory(), max(1, config.gpus)) + loaded_there
 
         own = (base, available_bytes(loaded.device), host, len(streamed))
         bases, totals, hosts, layers = zip(*world.gather_numbers(*own), strict=True)
