@@ -64,6 +64,8 @@ class MemoryPlan:
     """Bytes of their weights within `base_bytes`, which are in host memory."""
     rates: Rates = H200
     """Rates by which the choices were priced."""
+    pinned_table_bytes: int = 0
+    """Host memory that embedding and head take there."""
 
     @property
     def keep_dequantized(self) -> bool:
@@ -79,7 +81,7 @@ class MemoryPlan:
     @property
     def pinned_bytes(self) -> int:
         """Host memory that the plan pins; it cannot be swapped out."""
-        return self.host_bytes + self.input_bytes + self.streamed_bytes
+        return self.pinned_table_bytes + self.input_bytes + self.streamed_bytes
 
     @property
     def is_smallest(self) -> bool:
@@ -206,7 +208,7 @@ def _plan_smallest(work: _Workload, wanted: MemoryMode) -> MemoryPlan:
     candidates = []
     for streamed in numbers_of_layers(shape, work.machine.streamed_layers):
         for moved in {shape.movable_bytes, 0}:
-            room = host_room - moved - streamed_bytes(shape, streamed)
+            room = host_room - shape.pinned_table_bytes(moved) - streamed_bytes(shape, streamed)
             if room >= 0 or (streamed == work.machine.streamed_layers and not moved):
                 count = min(layers, max(0, room) // each)
                 policies = (ActivationPolicy.OFFLOAD,) * count + (ActivationPolicy.RECOMPUTE_ALL,) * (layers - count)
@@ -223,9 +225,7 @@ def _plan_smallest(work: _Workload, wanted: MemoryMode) -> MemoryPlan:
 def smaller_plan(plan: MemoryPlan, plan_for: Callable[[MemoryMode, int], MemoryPlan]) -> MemoryPlan | None:
     """Returns the plan to go on with after `plan` ran out of memory: the next mode's, in noticeably less memory than
     `plan` needed, or the smallest; after one that streams some layers, one that streams more. None if `plan` was the
-    smallest.
-
-    `plan_for` gives the plan of a mode on a GPU of so many bytes.
+    smallest. `plan_for` gives the plan of a mode on a GPU of so many bytes.
     """
     modes, beside = list(MemoryMode), plan.peak_bytes - plan.base_bytes
     total = int((plan.base_bytes + STEP_DOWN * beside) / MARGIN)
@@ -244,7 +244,6 @@ def _mixtures(layers: int, best: ActivationPolicy) -> list[tuple[ActivationPolic
     found = [(best,) * layers]
     for more, less in pairwise(steps):
         found += [(less,) * count + (more,) * (layers - count) for count in range(1, layers + 1)]
-
     return found
 
 
@@ -296,4 +295,5 @@ def _predict(
         streamed_layers=streamed_layers,
         streamed_bytes=streamed_bytes(shape, streamed_layers),
         rates=rates,
+        pinned_table_bytes=shape.pinned_table_bytes(host_bytes),
     )

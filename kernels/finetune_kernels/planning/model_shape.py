@@ -17,7 +17,7 @@ from finetune_kernels.planning.parts.expert_shape import DenseLayers, ExpertShap
 from finetune_kernels.planning.parts.latent_shape import LatentShape, latent_shape
 from finetune_kernels.planning.parts.layer_sizes import LayerSizes, layer_sizes
 from finetune_kernels.planning.parts.mixer_shape import MixerShape, mixer_shape
-from finetune_kernels.planning.parts.vocabulary import loss_bytes
+from finetune_kernels.planning.parts.vocabulary import loss_bytes, pinned_table_bytes
 
 BYTES = 2
 """Bytes of one element in 16 bits."""
@@ -244,6 +244,10 @@ class ModelShape:
 
         mlp = tokens * (4 * stream + third + self.attention_width + q) + TILE_ROWS * (wide + 2 * stream)
         return max(mlp * BYTES + experts, attention, mixer)
+
+    def pinned_table_bytes(self, moved: int) -> int:
+        """Bytes of host memory that embedding and head take there, `moved` on the GPU."""
+        return pinned_table_bytes(moved, self.vocabulary * self.hidden * BYTES)
 
     def loss_bytes(self, tokens: int, *, blocked: bool) -> int:
         """Bytes that the loss needs; `blocked`: the head is in host memory."""

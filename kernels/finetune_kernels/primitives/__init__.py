@@ -13,6 +13,7 @@ grouped              products and sums of rows that are sorted into groups, one 
 expert_projection    `Projection`: a linear layer of all experts, with adapters; `Rows`: their sorted rows
 byte_products        products in FP8 and int8, and NF4 decoded for them
 gather_rows          `gather_rows`: rows of a table in host memory
+pinned_memory        pinned host memory in pieces, which waste nothing
 master_weights       fp32 values of parameters that compute in 16 bits
 multi_tensor_adamw   `MultiTensorAdamW`: AdamW over many tensors in one launch, on master weights
 precision            `widen`: the type of the formulas; `before_ampere`: cards without bfloat16

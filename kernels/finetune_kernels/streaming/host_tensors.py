@@ -11,11 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
+from finetune_kernels.primitives.pinned_memory import PIECE
 from finetune_kernels.streaming.flat_layout import flat_bytes, move_into, views_in
-
-PIECE = 1 << 24
-"""Bytes of one pinned buffer. PyTorch rounds each up to a power of two, which would cost a layer in one buffer up to
-twice its size."""
 
 
 class Slot:

@@ -21,6 +21,7 @@ def movable_bytes(causal: Any) -> int:
 def waiting_bytes(causal: Any, device: torch.device) -> int:
     """Bytes of embedding and head that were loaded into host memory, of a model on `device`; 0 once they work there."""
     tables = (weight for weight in _tables(causal).values() if isinstance(weight, nn.Parameter))
+
     return sum(weight.nbytes for weight in tables if weight.device.type != device.type)
 
 
@@ -48,7 +49,10 @@ def move_to_host(causal: Any) -> None:
 
 
 def bring_back(causal: Any, device: torch.device) -> None:
-    """Moves both to `device`, of a model that was loaded with them in host memory, where they do not work yet."""
+    """Moves both to `device`, if they were loaded into host memory and do not work there."""
+    if not waiting_bytes(causal, device):
+        return
+
     brought: dict[int, nn.Parameter] = {}
     for module in (causal.get_input_embeddings(), causal.get_output_embeddings()):
         weight = module.weight
@@ -62,6 +66,7 @@ def _tables(causal: Any) -> dict[int, torch.Tensor]:
     embedding, head = causal.get_input_embeddings(), causal.get_output_embeddings()
     if type(embedding) is not nn.Embedding or type(head) is not nn.Linear or head.bias is not None:
         return {}
+
     if embedding.weight.requires_grad or head.weight.requires_grad:
         return {}
     return {weight.data_ptr(): weight for weight in (embedding.weight, head.weight)}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from speed.children import Child
+from speed import children
+from speed.children import Child, MeasurementError
 
 PROGRAM = """
 import os, sys, time
@@ -53,6 +54,18 @@ def test_processes_wait_for_one_word_give_one_result_and_end_together(measured: 
     assert {safe for *_, safe in began} == {"True"}
     for _, pid, _ in began:  # torchrun gives each a session of its own
         _wait_for(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # type: ignore[misc]
+
+
+def test_a_process_that_says_no_more_and_does_not_end_is_a_failed_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Giving back 100 GiB of pinned memory takes a process that ran out of host memory longer than the wait."""
+    monkeypatch.setattr(children, "ENDING_SECONDS", 0.5)
+    code = "import os, sys, time; sys.stdin.readline(); os.dup2(2, 1); time.sleep(60)"
+    stuck = Child([sys.executable, "-P", "-c", code], tmp_path / "log", dict(os.environ))
+    stuck.go()
+    with pytest.raises(MeasurementError, match="said no more, and had not ended after"):
+        stuck.result(30, lambda line: None)
 
 
 def _wait_for(holds: Any) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 LAST_LINES = 12
+ENDING_SECONDS = 10
 
 
 class MeasurementError(Exception):
@@ -92,12 +93,18 @@ class Child:
                     return found
                 on_line(line)
 
-            code = self._process.wait(timeout=10)
-            raise MeasurementError(f"ended with {code}\n{self._last_lines()}")
+            raise MeasurementError(f"{self._end()}\n{self._last_lines()}")
         except queue.Empty:
             raise MeasurementError(f"no result within {seconds:.0f} s\n{self._last_lines()}") from None
         finally:
             self.kill()
+
+    def _end(self) -> str:
+        """Waits for a process that says no more; returns how it ended, in words."""
+        try:
+            return f"ended with {self._process.wait(timeout=ENDING_SECONDS)}"
+        except subprocess.TimeoutExpired:
+            return f"said no more, and had not ended after {ENDING_SECONDS} s"
 
     def end(self, seconds: float) -> None:
         """Waits for a process without a result. Raises MeasurementError if it fails or takes longer than `seconds`."""

@@ -79,8 +79,10 @@ class TakenLayers:
         last. Moves the weight of an embedding or a head to host memory if it is to be there."""
         if self._is_table(parameter, module):
             # It stays the parameter that transformers has marked as loaded: it would draw another one anew.
-            parameter.data = in_host_memory(parameter)
+            before, parameter.data = parameter.data, in_host_memory(parameter)
             self._vocabulary.append(parameter)
+            if before.is_cuda:
+                before.untyped_storage().resize_(0)  # transformers holds on to it until the next tensor is there
             return
         self._take_from_layer(module, name, parameter)
 
@@ -90,8 +92,10 @@ class TakenLayers:
             return False
         if parameter is None or parameter.is_meta or type(module) not in (nn.Embedding, nn.Linear):
             return False
+
         if any(parameter is taken for taken in self._vocabulary):  # tied, the head gets the embedding's
             return False
+
         root = module
         while root in self._parents:
             root = self._parents[root]

@@ -35,7 +35,7 @@ from finetune_kernels.planning.parts.mixer_shape import cost_of_missing
 from finetune_kernels.planning.rates import UNLIMITED, Machine
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_kernels.streaming.layer_window import LayerWindow
-from finetune_kernels.vocabulary.host_vocabulary import bring_back, move_to_host, waiting_bytes
+from finetune_kernels.vocabulary.host_vocabulary import bring_back, move_to_host
 from finetune_trainer.distributed.shares import split_batch
 from finetune_trainer.distributed.world import ALONE, World
 from finetune_trainer.training.batching.isolation import PACKED, BatchingChoice, choose_batching
@@ -193,8 +193,7 @@ def prepare_engine(model: Any, loaded: LoadedModel, config: RunConfig, world: Wo
     (UnsupportedArchitecture) for a model that cannot be trained.
     """
     engine = _choose_engine(model, loaded, config, world)
-    if waiting_bytes(loaded.model, loaded.device):  # this machine's speeds gave another plan than before loading
-        bring_back(loaded.model, loaded.device)
+    bring_back(loaded.model, loaded.device)  # this machine's own speeds may give another plan than before loading
     engine.window, engine.streamed = loaded.window, loaded.streamed
     if engine.plan is not None:
         loaded.streamed.stream(engine.plan.streamed_layers)

@@ -12,6 +12,12 @@ def vocabulary_bytes(config: Any) -> int:
     return tables(config) * int(config.vocab_size) * int(config.hidden_size) * BYTES
 
 
+def pinned_table_bytes(movable: int, table: int) -> int:
+    """Bytes of host memory that embedding and head take there, `movable` on the GPU and `table` each: PyTorch rounds a
+    pinned buffer up to a power of two."""
+    return -(-movable // table) * (1 << (table - 1).bit_length())
+
+
 def layer_input_bytes(config: Any) -> int:
     """Bytes of the second embedding, of which layers have inputs of their own (Gemma 4 E2B)."""
     family = family_of_config(config)

@@ -1,7 +1,8 @@
-"""Searches the longest sequence that trains two steps on a smaller card.
+"""Searches the longest sequence that trains on a smaller card, in a step after another one.
 
 The card is emulated: PyTorch's allocator refuses to go beyond its memory. The model is loaded once, and the real
-trainer tries every length with batch size 1. Memory grows linearly with the length, so two short sequences predict the
+trainer tries every length with batch size 1. Of two steps the first is short: it makes what stays in memory, the
+optimiser's state, and kernels are compiled. Memory grows linearly with the length, so two short sequences predict the
 longest one, and further attempts close in on it. Bisecting from scratch would take too long: one attempt on 80k tokens
 takes most of a minute, as attention is quadratic.
 """
@@ -25,6 +26,8 @@ CROSSOVER = 37_000
 """Tokens at which attention takes as long as everything else (8B on an H200: 126 us a token at 24,576, 243 at
 81,920)."""
 STEPS = 2
+FIRST_TOKENS = 1024
+"""Tokens of the first step."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def search(system: str, row: Row, folder: Path, seconds: float, say: Callable[[s
 
 
 class _Trainings:
-    """Trains two steps on sequences of any length, with one loaded model."""
+    """Trains on sequences of any length, with one loaded model."""
 
     def __init__(self, system: str, row: Row, folder: Path) -> None:
         from finetune_trainer.stages.adapter_injection import inject_adapter
@@ -151,13 +154,21 @@ class _Trainings:
         return Attempt(tokens, peak, time.monotonic() - began, result)
 
     def _train(self, tokens: int) -> dict[str, Any]:
+        from finetune_trainer.training.batching.rank_share import shuffled
         from speed.step_times import make_watch, summarise
         from speed.systems import our_trainer, run_config
         from speed.token_rows import dataset
 
         row = replace(self._row, length=tokens)
         config = run_config(self._system, row, self._folder, STEPS)
-        trainer = our_trainer(self._model, self._loaded, self._engine, config, dataset(row, STEPS))
+        rows = dataset(row, STEPS)
+        first = next(iter(shuffled(rows, config.training.seed)))
+        cut = {name: [each[: FIRST_TOKENS if index == first else tokens] for index, each in enumerate(rows[name])]
+               for name in rows.column_names}  # fmt: skip
+        trainer = our_trainer(self._model, self._loaded, self._engine, config, type(rows).from_dict(cut))
+        drawn = next(iter(trainer.get_train_dataloader()))["input_ids"].numel()
+        if drawn != FIRST_TOKENS:
+            raise RuntimeError(f"the first step has {drawn} tokens, not {FIRST_TOKENS}")
 
         watch = make_watch()
         trainer.add_callback(watch)

@@ -43,11 +43,13 @@ class StagedReader:
     def _copy(self, file: int, tensor: StoredTensor, at: int, target: torch.Tensor, look: Look) -> None:
         """Reads the bytes of `tensor` from `at` on to `target`, through the buffer whose turn it is."""
         buffers = self._buffers()
+
         buffer, copied = buffers.pop(0)
         copied.synchronize()
         piece = buffer[: target.numel()]
         if not read_fully(file, tensor.offset + at, piece):
             raise InvalidBaseError(f"{tensor.path} ended while {tensor.name} was read: get the file again")
+
         look(memoryview(piece.numpy().data))
         target.copy_(piece, non_blocking=True)
         copied.record(torch.cuda.current_stream(self._device))

@@ -41,5 +41,6 @@ def _has_room(device: torch.device) -> bool:
     peak = torch.cuda.max_memory_allocated(device)
     if 2 * peak - torch.cuda.memory_allocated(device) > FILLED * available_bytes(device):
         return False
+
     torch.cuda.empty_cache()  # while a pass is recorded, PyTorch gives nothing back of what it does not use
     return True
