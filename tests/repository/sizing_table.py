@@ -91,12 +91,12 @@ TAIL = """
 and every F16 or BF16 GGUF file; half as much for a Q8_0 file. `spec.resources.memory` is 32Gi by default; a job that
 runs out of it fails with `OutOfMemory`. Where GPU memory is short, layers' inputs and the vocabulary wait in host
 memory while the GPU computes: about 2 bytes for each token of a pass, layer and unit of the hidden size (Llama 3.1
-8B: 262 kB a token, 34 GB for 131,072 tokens). So do NF4 weights that stream: 0.52 bytes for each parameter of the
-layers (8B: 3.4 GiB, 70B: 33 GiB), pinned once for each GPU. What the pod's memory cannot take stays on the GPU; where
-both are too small, preflight names the memory to write. Weights stream in models with fused layers, a mixture's
-experts with them, and not with DoRA. A base that several GPUs share out does not stream; Auto shares it out where that
-fits, and streams it where only that does. Every token of a sample reads all streamed weights: 0.7 seconds for a 70B
-model.
+8B: 262 kB a token, 34 GB for 131,072 tokens); embedding and head take the next power of two each (8B: 1 GiB). So do
+NF4 weights that stream: 0.52 bytes for each parameter of the layers (8B: 3.4 GiB, 70B: 33 GiB), pinned once for each
+GPU. What the pod's memory cannot take stays on the GPU; where both are too small, preflight names the memory to write.
+Weights stream in models with fused layers, a mixture's experts with them, and not with DoRA. A base that several GPUs
+share out does not stream; Auto shares it out where that fits, and streams it where only that does. Every token of a
+sample reads all streamed weights: 0.7 seconds for a 70B model.
 
 [What a job costs](cost.md) has prices and budgets, [Benchmarks](benchmarks.md) what was measured.
 """

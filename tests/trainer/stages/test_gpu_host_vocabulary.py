@@ -1,5 +1,6 @@
 """On a GPU, a vocabulary that is to wait in host memory is never there whole, and the model works from there."""
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load(base: Path, placement: InHostMemory | None) -> tuple[LoadedModel, int]:
     """Returns the model, and the peak of GPU memory while it was loaded."""
     source = {"source": f"file://{base}", "maxSequenceLength": 128, "quantization": "NF4"}
+    gc.collect()  # the model of the test before
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
