@@ -51,6 +51,7 @@ PUBLIC = {
     "multi_tensor_adamw": ("MultiTensorAdamW",),
     "nf4": ("dequantize", "dequantize_stack"),
     "nf4_stack": ("Nf4Stack",),
+    "pinned_memory": ("pinned_pieces", "copy_to_pieces", "copy_from_pieces"),
     "precision": ("widen",),
     "rotary_pairs": (),
 }
