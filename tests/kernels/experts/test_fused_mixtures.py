@@ -101,7 +101,9 @@ def test_tiles_of_tokens_change_nothing_but_the_order_of_sums(model_type: str, m
 
     # The control: the last tile is as long as the others, so that twelve rows are taken twice. All rows are written.
     cut = tiled_mlp._tiles
-    monkeypatch.setattr(tiled_mlp, "_tiles", lambda count: (slice(min(each.start, 28), each.stop) for each in cut(count)))
+    monkeypatch.setattr(
+        tiled_mlp, "_tiles", lambda count: (slice(min(each.start, 28), each.stop) for each in cut(count))
+    )
     assert largest_error(results(model(input_ids=IDS).logits, factors), expected) > 20 * TOLERANCE
 
 
