@@ -58,7 +58,7 @@ def test_tables_are_pinned_and_the_gpu_holds_one_at_a_time(layers: int, base: Pa
 
     loaded, peak = load(base, InHostMemory(layers, vocabulary=True))
     assert peak < 1.1 * TABLE
-    assert torch.cuda.memory_allocated() < 0.1 * TABLE
+    assert torch.cuda.memory_allocated() < 0.2 * TABLE, "the layers, and 15 MB of logits"
     assert waiting_bytes(loaded.model, GPU) == 2 * TABLE
     tables = [loaded.model.get_input_embeddings().weight, loaded.model.get_output_embeddings().weight]
     assert all(table.is_pinned() for table in tables)
