@@ -1,7 +1,7 @@
 """Embedding and head in pinned host memory: 2 GiB of an 8B model that a pass needs for milliseconds.
 
-A kernel gathers the embedding's rows over the bus, 8 KiB a token. The head comes to the GPU for the loss, in blocks of
-the vocabulary (`blocked_cross_entropy`). A head in 8 bits was rejected: it changes the loss.
+A kernel gathers the embedding's rows over the bus, 8 KiB a token. The head comes to the GPU in blocks of the
+vocabulary, for the loss (`blocked_cross_entropy`) and for samples. A head in 8 bits was rejected: it changes the loss.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from finetune_kernels.planning.block_sizes import VOCABULARY_BLOCK
 from finetune_kernels.primitives.gather_rows import gather_rows
 
 
@@ -45,7 +46,7 @@ def move_to_host(causal: Any) -> None:
         module.weight = moved[weight.data_ptr()]
 
     embedding.forward = lambda ids: gather_rows(embedding.weight, ids)
-    head.forward = lambda hidden: functional.linear(hidden, on_device(head.weight, hidden))
+    head.forward = lambda hidden: _project(hidden, head.weight)
 
 
 def bring_back(causal: Any, device: torch.device) -> None:
@@ -70,6 +71,18 @@ def _tables(causal: Any) -> dict[int, torch.Tensor]:
     if embedding.weight.requires_grad or head.weight.requires_grad:
         return {}
     return {weight.data_ptr(): weight for weight in (embedding.weight, head.weight)}
+
+
+def _project(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """hidden [..., H] -> logits [..., V] of a head [V, H] in host memory."""
+    if hidden.requires_grad and torch.is_grad_enabled():
+        return functional.linear(hidden, on_device(weight, hidden))  # backward needs all of it again
+
+    # A whole head beside the layers is what no plan has room for.
+    logits = hidden.new_empty(*hidden.shape[:-1], weight.shape[0])
+    for block, part in zip(weight.split(VOCABULARY_BLOCK), logits.split(VOCABULARY_BLOCK, dim=-1), strict=True):
+        part.copy_(functional.linear(hidden, on_device(block, hidden)))
+    return logits
 
 
 def on_device(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from finetune_kernels.primitives.gather_rows import gather_rows
+from finetune_kernels.vocabulary import host_vocabulary
 from finetune_kernels.vocabulary.host_vocabulary import movable_bytes, move_to_host
 from finetune_test_models import chat_data
 from finetune_test_models.tiny_model import make_tiny_model
@@ -38,6 +39,35 @@ def test_a_model_computes_the_same_and_moving_it_leaves_both_on_the_host(tied: b
     assert torch.equal(model(tokens).logits, expected)
     assert not [name for name, _ in model.named_parameters() if "embed" in name or "lm_head" in name]
     assert model.to("meta").get_output_embeddings().weight.device.type == "cpu"
+
+
+def test_the_head_comes_in_blocks_unless_gradients_need_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = frozen(tmp_path, "llama")
+    head = model.get_output_embeddings()
+    hidden = torch.randn(2, 5, head.in_features)
+    expected = head(hidden)
+    brought: list[int] = []
+    bring = host_vocabulary.on_device
+
+    def bringing(weight: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        brought.append(len(weight))
+        return bring(weight, like)
+
+    monkeypatch.setattr(host_vocabulary, "on_device", bringing)
+    monkeypatch.setattr(host_vocabulary, "VOCABULARY_BLOCK", 100)
+    move_to_host(model)
+    assert torch.allclose(head(hidden), expected, rtol=1e-5, atol=1e-6)
+    assert brought == [100] * 5 + [12]
+
+    brought.clear()
+    trained = hidden.clone().requires_grad_(True)
+    assert torch.equal(head(trained), expected)
+    assert brought == [512]
+    with torch.no_grad():
+        assert torch.allclose(head(trained), expected, rtol=1e-5, atol=1e-6)
+    assert brought == [512] + [100] * 5 + [12]
 
 
 def test_an_embedding_that_scales_stays(tmp_path: Path) -> None:

@@ -67,7 +67,10 @@ def test_tables_are_pinned_and_the_gpu_holds_one_at_a_time(layers: int, base: Pa
     move_to_host(loaded.model)
     assert [loaded.model.get_input_embeddings().weight.data_ptr()] == before[:1], "no second copy is made"
     assert waiting_bytes(loaded.model, GPU) == 0
-    assert torch.equal(logits(loaded.model), expected)
+    torch.cuda.reset_peak_memory_stats()
+    found = logits(loaded.model)
+    assert torch.cuda.max_memory_allocated() < 0.6 * TABLE, "blocks of the head, and logits twice"
+    assert torch.allclose(found, expected, rtol=2e-2, atol=2e-2)  # bf16 products of another width
 
 
 def test_a_plan_that_has_them_on_the_gpu_gets_them_back(base: Path) -> None:
