@@ -80,7 +80,8 @@ def _project(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
     # A whole head beside the layers is what no plan has room for.
     logits = hidden.new_empty(*hidden.shape[:-1], weight.shape[0])
-    for block, part in zip(weight.split(VOCABULARY_BLOCK), logits.split(VOCABULARY_BLOCK, dim=-1), strict=True):
+    parts = torch.split(logits, VOCABULARY_BLOCK, dim=-1)
+    for block, part in zip(torch.split(weight, VOCABULARY_BLOCK), parts, strict=True):
         part.copy_(functional.linear(hidden, on_device(block, hidden)))
     return logits
 
