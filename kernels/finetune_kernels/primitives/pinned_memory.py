@@ -5,7 +5,6 @@ take 2 GiB, and those of 80 layers 47 GiB more than planned for. Of pieces, the 
 """
 
 from collections.abc import Sequence
-from itertools import accumulate
 
 import torch
 
@@ -33,14 +32,9 @@ def copy_from_pieces(pieces: Sequence[torch.Tensor], x: torch.Tensor) -> None:
 
 def _pairs(pieces: Sequence[torch.Tensor], x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Parts of pieces, and the bytes of `x` that belong there."""
-    flat = x.view(-1).view(torch.uint8)
-    ends = list(accumulate(piece.numel() for piece in pieces))
-    if not ends or ends[-1] < flat.numel():
-        raise ValueError(f"{flat.numel()} bytes do not fit into pieces of {ends[-1] if ends else 0}")
+    flat, room = x.view(-1).view(torch.uint8), sum(piece.numel() for piece in pieces)
+    if room < flat.numel():
+        raise ValueError(f"{flat.numel()} bytes do not fit into pieces of {room}")
 
-    found = []
-    for piece, end in zip(pieces, ends, strict=True):
-        part = flat[end - piece.numel() : end]
-        if part.numel():
-            found.append((piece[: part.numel()], part))
-    return found
+    # All pieces but the last one are whole, and there may be more of them than `x` takes.
+    return [(piece[: part.numel()], part) for piece, part in zip(pieces, torch.split(flat, PIECE), strict=False)]

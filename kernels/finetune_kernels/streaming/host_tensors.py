@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from finetune_kernels.primitives.pinned_memory import PIECE
+from finetune_kernels.primitives.pinned_memory import copy_from_pieces, copy_to_pieces, pinned_pieces
 from finetune_kernels.streaming.flat_layout import flat_bytes, move_into, views_in
 
 
@@ -37,9 +37,7 @@ class Slot:
         return arrived
 
     def _copy(self, pieces: Sequence[torch.Tensor]) -> None:
-        sizes = [piece.numel() for piece in pieces]
-        for part, piece in zip(torch.split(self.buffer[: sum(sizes)], sizes), pieces, strict=True):
-            part.copy_(piece, non_blocking=True)
+        copy_from_pieces(pieces, self.buffer[: sum(piece.numel() for piece in pieces)])
 
 
 class HostTensors:
@@ -50,10 +48,10 @@ class HostTensors:
         whole = torch.empty(flat_bytes(tensors), dtype=torch.uint8, device=self.device)
         self._tensors, self._nowhere = list(tensors), move_into(whole, tensors)
 
-        self._pieces = [
-            torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda).copy_(part)
-            for part in torch.split(whole, PIECE)
-        ]
+        self._pieces = pinned_pieces(whole.numel(), pinned=whole.is_cuda)
+        copy_to_pieces(self._pieces, whole)
+        if whole.is_cuda:
+            torch.cuda.current_stream(self.device).synchronize()
         whole.untyped_storage().resize_(0)
         self._slot: Slot | None = None
         self._there: list[torch.Tensor] = []
@@ -81,7 +79,7 @@ class HostTensors:
         end = begin + value.nbytes
         parts = [
             piece[max(0, begin - at) : max(0, end - at)]
-            for at, piece in zip(range(0, end, PIECE), self._pieces, strict=False)
+            for at, piece in zip(range(0, end, self._pieces[0].numel()), self._pieces, strict=False)
         ]
         return torch.cat(parts).view(value.dtype).view(value.shape)
 

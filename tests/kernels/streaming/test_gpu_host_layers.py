@@ -9,8 +9,9 @@ import torch
 
 from finetune_kernels.layers.fused_layers import FusedLayers
 from finetune_kernels.planning.activation_policy import ActivationPolicy
+from finetune_kernels.primitives.pinned_memory import PIECE
 from finetune_kernels.streaming.host_layers import HostLayers
-from finetune_kernels.streaming.host_tensors import PIECE, HostTensors, Slot
+from finetune_kernels.streaming.host_tensors import HostTensors, Slot
 from finetune_test_kernels.quantized_layers import quantized_model, stream
 from finetune_test_kernels.small_layers import one_pass
 

@@ -15,8 +15,7 @@ from transformers import modeling_utils
 
 from finetune_api.spec.inputs import ModelSpec
 from finetune_api.vocabulary import Precision
-from finetune_kernels.primitives import nf4
-from finetune_kernels.streaming import host_tensors
+from finetune_kernels.primitives import nf4, pinned_memory
 from finetune_kernels.streaming.host_tensors import HostTensors
 from finetune_kernels.streaming.sharded_tensors import ShardedTensors
 from finetune_kernels.vocabulary.host_vocabulary import bring_back, waiting_bytes
@@ -133,7 +132,7 @@ def test_a_vocabulary_stays_on_the_device_unless_the_plan_moves_it(base: Path, m
 def test_a_streamed_base_makes_the_copy_in_nf4_and_comes_from_it(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_tensors, "PIECE", 1 << 14)  # smaller than a weight, which then lies in several
+    monkeypatch.setattr(pinned_memory, "PIECE", 1 << 14)  # smaller than a weight, which then lies in several
     copies, others = (Nf4Copies(tmp_path / name, "digest") for name in ("streamed", "resident"))
     load(base, LAYERS, copies)
     resident = load(base, 0, others)

@@ -253,6 +253,9 @@ def test_passes_are_recorded_where_the_largest_would_fit_twice(monkeypatch: pyte
         monkeypatch.setattr(recorded_passes, "available_bytes", lambda device, size=available: size)
         found.append(recorded_passes._has_room(torch.device("cuda")))
     assert found == [True, False]
+
+    monkeypatch.setattr(recorded_passes, "GraphRecorder", lambda device: len(emptied))
+    assert recorded_passes._new_recorder(torch.device("cuda")) == 1
     assert len(emptied) == 1
 
 

@@ -93,13 +93,13 @@ class Child:
                     return found
                 on_line(line)
 
-            raise MeasurementError(f"{self._end()}\n{self._last_lines()}")
+            raise MeasurementError(f"{self._how_it_ended()}\n{self._last_lines()}")
         except queue.Empty:
             raise MeasurementError(f"no result within {seconds:.0f} s\n{self._last_lines()}") from None
         finally:
             self.kill()
 
-    def _end(self) -> str:
+    def _how_it_ended(self) -> str:
         """Waits for a process that says no more; returns how it ended, in words."""
         try:
             return f"ended with {self._process.wait(timeout=ENDING_SECONDS)}"

@@ -8,6 +8,7 @@ takes at least as many for all (training/memory/room.py).
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from finetune_api.failures import FailureReason
 from finetune_api.run_config import RunConfig
@@ -64,16 +65,16 @@ def placement_of(config: RunConfig, base: Path, rank: int, size: int) -> Placeme
     is_planned = device.type == "cuda" and config.kernels
     if not is_planned or resolve_precision(config.training.precision, device) is Precision.FP32:
         return None  # no memory plan, which would count the layers
-    is_fused = why_not_fused(config, read_language_model_config(base)) is None
-    if not is_fused and config.training.memory is not MemoryMode.SMALLEST:
+    model = read_language_model_config(base)
+    if why_not_fused(config, model) is not None and config.training.memory is not MemoryMode.SMALLEST:
         return None  # only fused layers stream, and only Smallest moves the vocabulary of others
 
     room = host_room(free_memory(), max(1, config.gpus), PROCESS_BYTES)
-    plan = plan_of_job(config, _plans_of(config, base), available_bytes(device), room)
-    return None if plan is None else in_host_memory(plan)
+    plan = plan_of_job(config, _plans_of(config, base, model), available_bytes(device), room)
+    return None if plan is None else placement_by(plan)
 
 
-def in_host_memory(plan: MemoryPlan) -> InHostMemory | None:
+def placement_by(plan: MemoryPlan) -> InHostMemory | None:
     """Returns what a base that is trained by `plan` has in host memory; None: nothing."""
     layers, vocabulary = plan.streamed_layers, plan.host_bytes > 0
     if layers:
@@ -83,9 +84,9 @@ def in_host_memory(plan: MemoryPlan) -> InHostMemory | None:
     return InHostMemory(layers, vocabulary) if layers or vocabulary else None
 
 
-def _plans_of(config: RunConfig, base: Path) -> Plans | None:
-    """The memory plans of the base model in folder `base`, as preflight made them; None if nothing is planned."""
-    model = read_language_model_config(base)
+def _plans_of(config: RunConfig, base: Path, model: Any) -> Plans | None:
+    """The memory plans of the base model in folder `base`, whose configuration is `model`, as preflight made them; None
+    if nothing is planned."""
     plans = Plans.of(config, model, Parallelism.REPLICATED)
     if plans is not None or not experts_a_layer(model):
         return plans

@@ -19,7 +19,7 @@ from finetune_api.vocabulary import Parallelism, Precision
 from finetune_kernels.streaming.host_layers import HostLayers
 from finetune_trainer.job.machine import PROCESS_BYTES, free_memory, host_room
 from finetune_trainer.preflight.memory.plans import Plans, plan_of_job
-from finetune_trainer.stages.placement import in_host_memory
+from finetune_trainer.stages.placement import placement_by
 from finetune_trainer.stages.streamed_loading import Placement, decoder_layers, taking_layers
 from finetune_trainer.training.loaded_model import LoadedModel
 from finetune_trainer.training.memory.room import available_bytes
@@ -65,7 +65,7 @@ def streaming_placement(
     room = host_room(free_memory(), processes, PROCESS_BYTES)
     plans = Plans.of(config, random_config(shape), Parallelism.REPLICATED)
     plan = plan_of_job(config, plans, available_bytes(device), room)
-    return None if plan is None else in_host_memory(plan)
+    return None if plan is None else placement_by(plan)
 
 
 def random_config(shape: dict[str, Any]) -> Any:

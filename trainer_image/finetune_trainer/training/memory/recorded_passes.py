@@ -22,8 +22,8 @@ workspaces come on top. With all of it, 5 of 39 emulated cards of 8 to 20 GiB ra
 
 def record_passes(layers: FusedLayers, device: torch.device) -> None:
     """Lets `layers`, whose weights stay on `device`, launch passes as graphs."""
-    recorder, has_room = partial(GraphRecorder, device), partial(_has_room, device)
-    layers.use_graphs(LayerGraphs(recorder, has_room, HostPace(), GpuPassTimes()))
+    new_recorder, has_room = partial(_new_recorder, device), partial(_has_room, device)
+    layers.use_graphs(LayerGraphs(new_recorder, has_room, HostPace(), GpuPassTimes()))
 
 
 def stop_recording(layers: FusedLayers) -> bool:
@@ -39,8 +39,9 @@ def stop_recording(layers: FusedLayers) -> bool:
 def _has_room(device: torch.device) -> bool:
     """True if the largest pass so far could be in memory twice; asked between passes."""
     peak = torch.cuda.max_memory_allocated(device)
-    if 2 * peak - torch.cuda.memory_allocated(device) > FILLED * available_bytes(device):
-        return False
+    return 2 * peak - torch.cuda.memory_allocated(device) <= FILLED * available_bytes(device)
 
+
+def _new_recorder(device: torch.device) -> GraphRecorder:
     torch.cuda.empty_cache()  # while a pass is recorded, PyTorch gives nothing back of what it does not use
-    return True
+    return GraphRecorder(device)
